@@ -1,0 +1,296 @@
+//! NetworkPolicy: two maps from a pod's address to its *policy group*, one for each
+//! direction.
+//!
+//! A group is the set of policies that select a pod; pods of one Deployment share it.
+//! Its chain holds the allow rules, and success is always explicit: an egress rule ends
+//! with `goto egress-allowed`, an ingress rule with `goto accepted`. Falling off a chain,
+//! and an address that is in no map, end in a drop. No mark or set carries a verdict from
+//! one direction to the other.
+//!
+//! ```text
+//! forward -> from-pod -> egress4/6 -> egress-<group> -> egress-allowed -> to-pod -> ingress4/6 -> ...
+//!         -> to-pod   -> ingress4/6 -> ingress-<group> -> accepted
+//! ```
+//!
+//! **Live flows.** A flow that was accepted carries the *generation* of the policies in
+//! its mark. While that is the current one, packets of its original direction pass at
+//! once; replies always pass. Whatever can narrow a policy raises the generation in the
+//! same commit, and each live flow is judged once more by its next packet: a newly
+//! forbidden one is cut without a search of the conntrack table.
+
+use crate::datatype::{DataType, Type};
+use crate::desired::Desired;
+use crate::field::{Field, ct_state};
+use crate::layout::ports::PORTS_OF_POD;
+use crate::layout::services::{HAIRPIN, UNSERVED_CHAIN};
+use crate::layout::{
+    GENERATION_MASK, INET, PRIORITY_FILTER, PerFamily, base_chain, per_family, regular_chain,
+};
+use crate::object::{ChainType, Hook, IpFamily, Name, SetSpec};
+use crate::rule::{Rule, Statement, Verdict};
+
+/// Source address of a pod on this node to its egress group.
+pub static EGRESS: PerFamily = per_family!("egress");
+/// Destination address of a pod on this node to its ingress group.
+pub static INGRESS: PerFamily = per_family!("ingress");
+
+const ACCEPTED: &str = "accepted";
+const EGRESS_ALLOWED: &str = "egress-allowed";
+const FROM_POD: &str = "from-pod";
+const TO_POD: &str = "to-pod";
+const JUDGED: &str = "judged";
+const DENIED_EGRESS: &str = "denied-egress";
+const DENIED_INGRESS: &str = "denied-ingress";
+
+/// `IPPROTO_ICMP`, `IPPROTO_ICMPV6`.
+const ICMP: [u8; 2] = [1, 58];
+/// Neighbour solicitation and advertisement.
+const NEIGHBOUR_DISCOVERY: [u8; 2] = [135, 136];
+
+/// Ingress or egress.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Direction {
+    /// From the pod.
+    Egress,
+    /// To the pod.
+    Ingress,
+}
+
+impl Direction {
+    /// Both, in the order in which a packet meets them.
+    pub const BOTH: [Self; 2] = [Self::Egress, Self::Ingress];
+
+    /// `egress`, `ingress`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Egress => "egress",
+            Self::Ingress => "ingress",
+        }
+    }
+
+    /// The map from a pod's address to its group.
+    pub fn map(self, family: IpFamily) -> &'static Name {
+        match self {
+            Self::Egress => EGRESS.of(family),
+            Self::Ingress => INGRESS.of(family),
+        }
+    }
+
+    /// The address of the other side of a packet.
+    pub const fn peer_field(self, family: IpFamily) -> Field {
+        match self {
+            Self::Egress => family.daddr(),
+            Self::Ingress => family.saddr(),
+        }
+    }
+
+    /// What a rule that allows ends with, and what the map has for a pod that is not
+    /// isolated in this direction.
+    pub fn allowed(self) -> Verdict {
+        Verdict::Goto(match self {
+            Self::Egress => EGRESS_ALLOWED.into(),
+            Self::Ingress => ACCEPTED.into(),
+        })
+    }
+
+    /// Name of the chain of the group with that hash.
+    pub fn group_chain(self, hash: &str) -> Name {
+        format!("{}-{hash}", self.name()).into()
+    }
+}
+
+/// What the map has for a pod that is isolated in this direction: its group decides,
+/// and what comes back from the chain is denied.
+pub fn isolated(group_chain: Name) -> Verdict {
+    Verdict::Jump(group_chain)
+}
+
+/// Wants `generation` as the current one: flows judged under another are judged again.
+pub fn set_generation(desired: &mut Desired, generation: u16) {
+    let mark = u32::from(generation) << GENERATION_MASK.trailing_zeros();
+    regular_chain(
+        desired,
+        JUDGED,
+        "flows that the current policies have allowed",
+        vec![
+            Rule::new()
+                .eq(Field::CtDirection, &[0])
+                .with(Statement::Masked {
+                    field: Field::CtMark,
+                    mask: GENERATION_MASK,
+                    value: mark,
+                })
+                .accept(),
+        ],
+    );
+    regular_chain(
+        desired,
+        ACCEPTED,
+        "allowed: remember it for the rest of the flow",
+        vec![
+            Rule::new()
+                .with(Statement::SetCtMark {
+                    mask: !GENERATION_MASK,
+                    xor: mark,
+                })
+                .accept(),
+        ],
+    );
+}
+
+pub(super) fn install(desired: &mut Desired, generation: u16) {
+    for family in IpFamily::BOTH {
+        let address = Type::of(&[family.addr_type()]);
+        for direction in Direction::BOTH {
+            let comment = match direction {
+                Direction::Egress => "this node's pods: what they may reach",
+                Direction::Ingress => "this node's pods: who may reach them",
+            };
+            let spec = SetSpec::verdict_map(address, comment);
+            desired.set(&INET, direction.map(family), spec);
+        }
+    }
+    set_generation(desired, generation);
+    install_verdict_chains(desired);
+    install_base_chains(desired);
+}
+
+fn install_verdict_chains(desired: &mut Desired) {
+    for (name, comment) in [
+        (
+            DENIED_EGRESS,
+            "no policy allows it, or the source is unknown",
+        ),
+        (
+            DENIED_INGRESS,
+            "no policy allows it, or the destination is unknown",
+        ),
+    ] {
+        regular_chain(desired, name, comment, vec![Rule::new().counter().drop()]);
+    }
+
+    let invalid = Rule::new().ct_state(ct_state::INVALID).drop();
+    let dispatch = |direction: Direction| {
+        IpFamily::BOTH.map(|family| {
+            let own = match direction {
+                Direction::Egress => family.saddr(),
+                Direction::Ingress => family.daddr(),
+            };
+            Rule::new()
+                .family(family)
+                .vmap(&[own], direction.map(family).clone())
+        })
+    };
+    let itself = IpFamily::BOTH.map(|family| {
+        Rule::new()
+            .family(family)
+            .in_set(
+                &[family.saddr(), family.daddr()],
+                HAIRPIN.of(family).clone(),
+            )
+            .goto(ACCEPTED)
+            .comment("a pod cannot be kept from itself")
+    });
+
+    let mut from_pod = vec![invalid.clone(), Rule::new().jump(JUDGED)];
+    from_pod.extend(itself);
+    from_pod.extend(dispatch(Direction::Egress));
+    from_pod.push(Rule::new().goto(DENIED_EGRESS));
+    regular_chain(desired, FROM_POD, "egress policy of the source", from_pod);
+
+    let mut egress_allowed = to_pods(|rule| rule.goto(TO_POD));
+    egress_allowed.push(Rule::new().goto(ACCEPTED));
+    regular_chain(
+        desired,
+        EGRESS_ALLOWED,
+        "the source may send it; may the destination get it?",
+        egress_allowed,
+    );
+
+    let mut to_pod = vec![invalid, Rule::new().jump(JUDGED)];
+    to_pod.extend(dispatch(Direction::Ingress));
+    to_pod.push(Rule::new().goto(DENIED_INGRESS));
+    regular_chain(desired, TO_POD, "ingress policy of the destination", to_pod);
+}
+
+fn install_base_chains(desired: &mut Desired) {
+    let mut common = vec![
+        Rule::new()
+            .eq(Field::CtDirection, &[1])
+            .ct_state(ct_state::ESTABLISHED)
+            .accept()
+            .comment("replies"),
+    ];
+    common.extend(ICMP.map(|protocol| {
+        Rule::new()
+            .ct_state(ct_state::RELATED)
+            .l4proto(protocol)
+            .accept()
+            .comment("errors about a flow, path MTU among them")
+    }));
+    common.push(Rule::new().ct_new().jump(UNSERVED_CHAIN));
+
+    let mut forward = common.clone();
+    forward.extend(from_pods(|rule| rule.goto(FROM_POD)));
+    forward.extend(to_pods(|rule| rule.goto(TO_POD)));
+    base_chain(
+        desired,
+        &INET,
+        "forward",
+        (ChainType::Filter, Hook::Forward, PRIORITY_FILTER),
+        "from, to and between pods",
+        forward,
+    );
+
+    let mut input = common;
+    for kind in NEIGHBOUR_DISCOVERY {
+        input.push(
+            Rule::new()
+                .family(IpFamily::V6)
+                .l4proto(58)
+                .eq(Field::Icmpv6Type, &[kind])
+                .accept(),
+        );
+    }
+    input.extend(from_pods(|rule| rule.goto(FROM_POD)));
+    base_chain(
+        desired,
+        &INET,
+        "input",
+        (ChainType::Filter, Hook::Input, PRIORITY_FILTER),
+        "from pods to this node",
+        input,
+    );
+}
+
+/// Rules for what comes in from a pod: by the bridge, or by a routed veth.
+fn from_pods(end: impl Fn(Rule) -> Rule) -> Vec<Rule> {
+    pod_interfaces(Field::Iifname, end)
+}
+
+/// Rules for what goes out to a pod. They do not match at the input hook, where there is
+/// no output interface.
+fn to_pods(end: impl Fn(Rule) -> Rule) -> Vec<Rule> {
+    pod_interfaces(Field::Oifname, end)
+}
+
+fn pod_interfaces(field: Field, end: impl Fn(Rule) -> Rule) -> Vec<Rule> {
+    vec![
+        end(Rule::new().in_set(&[field], PORTS_OF_POD.clone())),
+        end(Rule::new().eq(field, crate::attachment::PORT_PREFIX.as_bytes())),
+    ]
+}
+
+/// Key type of a set of peers' addresses.
+pub fn peer_type(family: IpFamily) -> Type {
+    Type::of(&[family.addr_type()])
+}
+
+/// Key type of a set of `address . protocol . port`, for named ports.
+pub fn named_port_type(family: IpFamily) -> Type {
+    Type::of(&[
+        family.addr_type(),
+        DataType::InetProto,
+        DataType::InetService,
+    ])
+}

@@ -1,0 +1,137 @@
+//! The pods' ports: which interfaces lead to pods, and what may come in by each.
+//!
+//! On a bridge a pod's frames are seen with their port in the bridge family only; in
+//! the inet family their interface is the bridge. So the guard is a bridge table: what a
+//! port with our prefix sends must have the MAC and the source address of the
+//! attachment behind it. A port that no attachment vouches for sends nothing.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::LazyLock;
+
+use crate::attachment::{Attachment, PORT_PREFIX};
+use crate::datatype::{Bytes, DataType, Type};
+use crate::desired::Desired;
+use crate::field::Field;
+use crate::layout::{BRIDGE, INET, PRIORITY_PORTS, PerFamily, base_chain, per_family};
+use crate::object::{ChainType, Hook, IpFamily, Key, Name, SetSpec};
+use crate::rule::Rule;
+
+/// Names of the interfaces behind which pods are: bridges.
+pub static PORTS_OF_POD: LazyLock<Name> = LazyLock::new(|| "pod-interfaces".into());
+/// `port . MAC . address` that may send.
+pub static SENDERS: PerFamily = per_family!("senders");
+
+/// `ETH_P_IP`, `ETH_P_ARP`, `ETH_P_IPV6`.
+const IP: [u8; 2] = [0x08, 0x00];
+const ARP: [u8; 2] = [0x08, 0x06];
+const IP6: [u8; 2] = [0x86, 0xdd];
+
+const ROUTER_ADVERT: u8 = 134;
+const NEIGHBOUR_SOLICIT: u8 = 135;
+const NEIGHBOUR_ADVERT: u8 = 136;
+const REDIRECT: u8 = 137;
+
+fn sender_type(family: IpFamily) -> Type {
+    Type::of(&[DataType::Ifname, DataType::EtherAddr, family.addr_type()])
+}
+
+/// Key of an interface in [`PORTS_OF_POD`].
+pub fn interface_key(name: &str) -> Key {
+    Bytes::new().ifname(name).build()
+}
+
+/// The elements of [`SENDERS`] that an attachment vouches for: its addresses, and its
+/// link-local address where it has IPv6.
+pub fn senders(attachment: &Attachment) -> Vec<(IpFamily, Key)> {
+    let has_v6 = attachment.ips.iter().any(IpAddr::is_ipv6);
+    let link_local = has_v6.then(|| IpAddr::from(attachment.mac.link_local()));
+    let addresses = attachment.ips.iter().copied().chain(link_local);
+    addresses
+        .map(|address| {
+            let key = Bytes::new()
+                .ifname(&attachment.host_ifname)
+                .mac(attachment.mac)
+                .addr(address);
+            (IpFamily::of(address), key.build())
+        })
+        .collect()
+}
+
+pub(super) fn install(desired: &mut Desired) {
+    desired.set(
+        &INET,
+        &PORTS_OF_POD,
+        SetSpec::set(Type::of(&[DataType::Ifname]), "bridges with pods"),
+    );
+    for family in IpFamily::BOTH {
+        desired.set(
+            &BRIDGE,
+            SENDERS.of(family),
+            SetSpec::set(
+                sender_type(family),
+                "port . MAC . address of this node's pods",
+            ),
+        );
+    }
+    base_chain(
+        desired,
+        &BRIDGE,
+        "ports",
+        (ChainType::Filter, Hook::Prerouting, PRIORITY_PORTS),
+        "a pod's port sends from its own addresses only",
+        guard(),
+    );
+}
+
+fn guard() -> Vec<Rule> {
+    let known = |ethertype: [u8; 2], family: IpFamily, address: Field| {
+        Rule::new()
+            .eq(Field::EtherType, &ethertype)
+            .in_set(
+                &[Field::Iifname, Field::EtherSaddr, address],
+                SENDERS.of(family).clone(),
+            )
+            .accept()
+    };
+    let icmpv6 = |kind: u8| {
+        Rule::new()
+            .eq(Field::EtherType, &IP6)
+            .l4proto(58)
+            .eq(Field::Icmpv6Type, &[kind])
+    };
+    vec![
+        Rule::new()
+            .ne(Field::Iifname, PORT_PREFIX.as_bytes())
+            .accept()
+            .comment("ports of others"),
+        known(IP, IpFamily::V4, Field::IpSaddr),
+        Rule::new()
+            .eq(Field::EtherType, &ARP)
+            .in_set(
+                &[Field::Iifname, Field::ArpSaddrEther, Field::ArpSaddrIp],
+                SENDERS.of(IpFamily::V4).clone(),
+            )
+            .accept(),
+        icmpv6(ROUTER_ADVERT).counter().drop(),
+        icmpv6(REDIRECT).counter().drop(),
+        icmpv6(NEIGHBOUR_ADVERT)
+            .with(crate::rule::Statement::InSet {
+                key: vec![Field::Iifname, Field::EtherSaddr, Field::NdTarget],
+                set: SENDERS.of(IpFamily::V6).clone(),
+                negate: true,
+            })
+            .counter()
+            .drop()
+            .comment("advertises an address that is not its own"),
+        known(IP6, IpFamily::V6, Field::Ip6Saddr),
+        icmpv6(NEIGHBOUR_SOLICIT)
+            .eq(Field::Ip6Saddr, &Ipv6Addr::UNSPECIFIED.octets())
+            .in_set(
+                &[Field::Iifname, Field::EtherSaddr, Field::NdTarget],
+                SENDERS.of(IpFamily::V6).clone(),
+            )
+            .accept()
+            .comment("is my own address taken?"),
+        Rule::new().counter().drop().comment("unknown sender"),
+    ]
+}

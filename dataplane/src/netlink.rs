@@ -1,0 +1,17 @@
+//! The kernel's side of the data plane: batches, dumps and the socket.
+//!
+//! The encoder writes attributes straight into one buffer. The messages of
+//! `netlink-packet-netfilter` 0.4 lack most expressions that are needed here, and a
+//! cold start writes 40,000 elements: building message structures first costs several
+//! times what the kernel then needs to take them.
+
+mod attr;
+mod batch;
+mod decode;
+mod dump;
+mod encode;
+mod socket;
+mod uapi;
+
+pub use batch::Batch;
+pub use socket::Nftables;

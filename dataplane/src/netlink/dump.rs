@@ -1,0 +1,205 @@
+//! What the kernel holds, as a ruleset.
+
+use std::collections::BTreeMap;
+
+use crate::datatype::Type;
+use crate::kernel::KernelError;
+use crate::netlink::attr::{Attr, Attrs, Writer};
+use crate::netlink::decode::{self, SetSpecs};
+use crate::netlink::socket::Nftables;
+use crate::netlink::uapi::{
+    LIST_ELEM, chain, data, elem, elem_list, hook, msg, rule, set, set_flags, table, udata,
+};
+use crate::object::{
+    BaseChain, Chain, ChainType, Dynamic, Element, Hook, Key, Name, Ruleset, Set, SetKind, SetSpec,
+    Table, TableId, Value,
+};
+use crate::rule::Rule;
+
+pub(super) fn ruleset(kernel: &mut Nftables, ids: &[TableId]) -> Result<Ruleset, KernelError> {
+    let mut ruleset = Ruleset::default();
+    for id in ids {
+        if table_exists(kernel, id)? {
+            ruleset.tables.insert(id.clone(), read_table(kernel, id)?);
+        }
+    }
+    Ok(ruleset)
+}
+
+fn table_exists(kernel: &mut Nftables, id: &TableId) -> Result<bool, KernelError> {
+    let names = collect(kernel, msg::GETTABLE, id, &[], |attrs| {
+        attrs.string(table::NAME).map(str::to_owned)
+    })?;
+    Ok(names.iter().any(|name| name == id.name.as_str()))
+}
+
+fn read_table(kernel: &mut Nftables, id: &TableId) -> Result<Table, KernelError> {
+    let name = id.name.as_str();
+    let in_table = |attribute: u16| attributes(|w| w.string(attribute, name));
+    let mut table = Table::default();
+
+    let specs: SetSpecs = collect(kernel, msg::GETSET, id, &in_table(set::TABLE), |attrs| {
+        let ours = attrs.string(set::TABLE)? == name;
+        ours.then(|| read_set(attrs))?
+    })?
+    .into_iter()
+    .collect();
+
+    let chains = collect(kernel, msg::GETCHAIN, id, &[], |attrs| {
+        let ours = attrs.string(chain::TABLE)? == name;
+        ours.then(|| read_chain(attrs))?
+    })?;
+    table.chains.extend(chains);
+
+    let rules = collect(kernel, msg::GETRULE, id, &in_table(rule::TABLE), |attrs| {
+        let ours = attrs.string(rule::TABLE)? == name;
+        ours.then(|| read_rule(attrs, &specs))?
+    })?;
+    for (chain, rule) in rules {
+        if let Some(chain) = table.chains.get_mut(&chain) {
+            chain.rules.push(rule);
+        }
+    }
+
+    for (set_name, spec) in specs {
+        let mut set = Set::new(spec);
+        if set.spec.dynamic.is_none() {
+            set.elements = read_elements(kernel, id, &set_name)?;
+        }
+        table.sets.insert(set_name, set);
+    }
+    Ok(table)
+}
+
+fn read_elements(
+    kernel: &mut Nftables,
+    id: &TableId,
+    name: &Name,
+) -> Result<BTreeMap<Key, Element>, KernelError> {
+    let request = attributes(|w| {
+        w.string(elem_list::TABLE, id.name.as_str());
+        w.string(elem_list::SET, name.as_str());
+    });
+    let lists = collect(kernel, msg::GETSETELEM, id, &request, |attrs| {
+        let list = attrs.get(elem_list::ELEMENTS)?.nested();
+        let elements = list.filter(|attr| attr.ty == LIST_ELEM);
+        Some(
+            elements
+                .filter_map(|attr| read_element(attr.nested()))
+                .collect::<Vec<_>>(),
+        )
+    })?;
+    Ok(lists.into_iter().flatten().collect())
+}
+
+/// Dumps and keeps what `read` makes of each message.
+fn collect<T>(
+    kernel: &mut Nftables,
+    ty: u8,
+    id: &TableId,
+    request: &[u8],
+    read: impl Fn(Attrs<'_>) -> Option<T>,
+) -> Result<Vec<T>, KernelError> {
+    loop {
+        let mut found = Vec::new();
+        let mut each = |attrs: Attrs<'_>| found.extend(read(attrs));
+        if kernel.dump_once(ty, id.family.number(), request, &mut each)? {
+            return Ok(found);
+        }
+    }
+}
+
+fn attributes(fill: impl FnOnce(&mut Writer<'_>)) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    fill(&mut Writer(&mut bytes));
+    bytes
+}
+
+/// `None` for a set whose key is of no type of ours: a foreign one, which diff then
+/// does not see and verify reports by its chain.
+fn read_set(attrs: Attrs<'_>) -> Option<(Name, SetSpec)> {
+    let flags = attrs.u32(set::FLAGS).unwrap_or(0);
+    let kind = match attrs.u32(set::DATA_TYPE) {
+        _ if flags & set_flags::MAP == 0 => SetKind::Set,
+        Some(set::VERDICT_TYPE) => SetKind::VerdictMap,
+        Some(ty) => SetKind::Map(Type::from_id(ty)?),
+        None => return None,
+    };
+    let dynamic = (flags & set_flags::EVAL != 0).then(|| Dynamic {
+        timeout_ms: attrs.get(set::TIMEOUT).and_then(Attr::u64).unwrap_or(0),
+        size: attrs
+            .get(set::DESC)
+            .and_then(|desc| desc.nested().u32(set::DESC_SIZE))
+            .unwrap_or(0),
+    });
+    let spec = SetSpec {
+        key: Type::from_id(attrs.u32(set::KEY_TYPE)?)?,
+        kind,
+        interval: flags & set_flags::INTERVAL != 0,
+        dynamic,
+        comment: comment(attrs.get(set::USERDATA), udata::SET_COMMENT),
+    };
+    Some((attrs.string(set::NAME)?.into(), spec))
+}
+
+fn read_chain(attrs: Attrs<'_>) -> Option<(Name, Chain)> {
+    let base = attrs.get(chain::HOOK).and_then(|attr| {
+        let at = attr.nested();
+        Some(BaseChain {
+            kind: match attrs.string(chain::TYPE)? {
+                "nat" => ChainType::Nat,
+                _ => ChainType::Filter,
+            },
+            hook: Hook::from_number(at.u32(hook::HOOKNUM)?)?,
+            priority: at.u32(hook::PRIORITY)?.cast_signed(),
+        })
+    });
+    let chain = Chain {
+        base,
+        comment: comment(attrs.get(chain::USERDATA), udata::COMMENT),
+        rules: Vec::new(),
+    };
+    Some((attrs.string(chain::NAME)?.into(), chain))
+}
+
+fn read_rule(attrs: Attrs<'_>, sets: &SetSpecs) -> Option<(Name, Rule)> {
+    let expressions = attrs
+        .get(rule::EXPRESSIONS)
+        .map_or(Attrs(&[]), Attr::nested);
+    let rule = Rule {
+        statements: decode::statements(expressions, sets),
+        comment: comment(attrs.get(rule::USERDATA), udata::COMMENT),
+    };
+    Some((attrs.string(self::rule::CHAIN)?.into(), rule))
+}
+
+fn read_element(attrs: Attrs<'_>) -> Option<(Key, Element)> {
+    let key = attrs.get(elem::KEY)?.nested().get(data::VALUE)?.payload;
+    let value = match attrs.get(elem::DATA) {
+        None => Value::None,
+        Some(attr) => match attr.nested().get(data::VERDICT) {
+            Some(verdict) => Value::Verdict(decode::decode_verdict(verdict.nested())?),
+            None => Value::Data(attr.nested().get(data::VALUE)?.payload.into()),
+        },
+    };
+    let element = Element {
+        value,
+        interval_end: attrs.u32(elem::FLAGS).unwrap_or(0) & elem::INTERVAL_END != 0,
+        comment: comment(attrs.get(elem::USERDATA), udata::COMMENT),
+    };
+    Some((key.into(), element))
+}
+
+/// The text of the entry of that type in a `USERDATA` attribute.
+fn comment(attr: Option<Attr<'_>>, wanted: u8) -> Option<std::sync::Arc<str>> {
+    let mut rest = attr?.payload;
+    while let [ty, len, tail @ ..] = rest {
+        let text = tail.get(..usize::from(*len))?;
+        if *ty == wanted {
+            let text = text.strip_suffix(&[0]).unwrap_or(text);
+            return std::str::from_utf8(text).ok().map(Into::into);
+        }
+        rest = &tail[usize::from(*len)..];
+    }
+    None
+}

@@ -1,0 +1,201 @@
+//! The encoder and the decoder against the kernel, in a network namespace of each
+//! test's own thread; `nft` is the independent observer.
+
+use std::net::IpAddr;
+use std::process::Command;
+
+use dataplane::attachment::{Attachment, AttachmentKey, MacAddr};
+use dataplane::desired::Desired;
+use dataplane::diff::diff;
+use dataplane::fake::Fake;
+use dataplane::kernel::{CommitError, Kernel};
+use dataplane::layout::{self, BRIDGE, INET, policy, ports, services};
+use dataplane::netlink::Nftables;
+use dataplane::object::{Element, IpFamily, Ruleset};
+
+/// Puts the thread into a network namespace of its own.
+fn own_namespace() -> bool {
+    if !nix::unistd::geteuid().is_root() {
+        assert!(
+            std::env::var_os("TRAMMEL_SKIP_ROOT").is_some(),
+            "this suite needs root; TRAMMEL_SKIP_ROOT=1 leaves it out"
+        );
+        eprintln!("SKIP: not root");
+        return false;
+    }
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
+    true
+}
+
+fn nft(arguments: &[&str]) -> String {
+    let output = Command::new("nft")
+        .args(arguments)
+        .output()
+        .expect("nft runs");
+    assert!(
+        output.status.success(),
+        "nft {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn address(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+/// A node with a pod, a Service and the static layout.
+fn sample() -> Desired {
+    let mut desired = Desired::new();
+    layout::install(&mut desired, 7);
+    let attachment = Attachment {
+        key: AttachmentKey {
+            network: "net".into(),
+            container_id: "c1".into(),
+            ifname: "eth0".into(),
+        },
+        netns: "/run/netns/x".into(),
+        host_ifname: "trm0123456789ab".into(),
+        bridge: Some("cbr0".into()),
+        mac: MacAddr([0x0a, 0x58, 10, 88, 0, 2]),
+        ips: vec![address("10.88.0.2"), address("fd88::2")],
+        pod: None,
+    };
+    desired.insert(
+        &INET,
+        &ports::PORTS_OF_POD,
+        ports::interface_key("cbr0"),
+        Element::member(),
+    );
+    for (family, key) in ports::senders(&attachment) {
+        let element = Element::member().with_comment("default/web");
+        desired.insert(&BRIDGE, ports::SENDERS.of(family), key, element);
+    }
+    for (vip, endpoint) in [("10.96.0.1", "10.88.0.2"), ("fd96::1", "fd88::2")] {
+        let (vip, endpoint) = (address(vip), address(endpoint));
+        let family = IpFamily::of(vip);
+        services::want_random_chain(&mut desired, 2);
+        for slot in 0..2 {
+            desired.insert(
+                &INET,
+                services::ENDPOINTS.of(family),
+                services::slot_key(vip, 6, 80, slot),
+                Element::data(services::endpoint_data(endpoint, 8080)),
+            );
+        }
+        let verdict = dataplane::rule::Verdict::Goto(services::random_chain(2));
+        desired.insert(
+            &INET,
+            services::FRONTENDS.of(family),
+            services::frontend_key(vip, 6, 80),
+            Element::verdict(verdict).with_comment("default/web:http"),
+        );
+        desired.insert(
+            &INET,
+            services::UNSERVED.of(family),
+            services::frontend_key(vip, 17, 53),
+            Element::verdict(services::refused()),
+        );
+        for direction in policy::Direction::BOTH {
+            desired.insert(
+                &INET,
+                direction.map(family),
+                dataplane::datatype::Bytes::new().addr(endpoint).build(),
+                Element::verdict(direction.allowed()),
+            );
+        }
+    }
+    desired
+}
+
+#[test]
+fn what_is_dumped_is_what_was_written() {
+    if !own_namespace() {
+        return;
+    }
+    let mut kernel = Nftables::open().expect("nf_tables");
+    let desired = sample();
+    kernel
+        .commit(&desired.transaction())
+        .expect("the kernel takes it");
+    let dumped = kernel.dump(&layout::tables()).expect("a dump");
+    if dumped != *desired.ruleset() {
+        println!("{dumped}\n=====\n{}", desired.ruleset());
+        panic!("{}", diff(&dumped, desired.ruleset()));
+    }
+}
+
+#[test]
+fn nft_lists_the_whole_table() {
+    if !own_namespace() {
+        return;
+    }
+    let mut kernel = Nftables::open().expect("nf_tables");
+    let desired = sample();
+    kernel
+        .commit(&desired.transaction())
+        .expect("the kernel takes it");
+    let text = nft(&["list", "ruleset"]);
+    println!("{text}");
+    for expected in [
+        "ip daddr . meta l4proto . th dport vmap @frontends4",
+        "10.96.0.1 . tcp . 80 comment \"default/web:http\" : goto random-2",
+        "ct direction reply ct state established accept",
+    ] {
+        assert!(text.contains(expected), "no {expected:?} in\n{text}");
+    }
+    let json: serde_json::Value =
+        serde_json::from_str(&nft(&["-j", "list", "ruleset"])).expect("JSON");
+    let count = |kind: &str| {
+        let objects = json["nftables"].as_array().expect("objects").iter();
+        objects.filter(|object| object.get(kind).is_some()).count()
+    };
+    let tables = &desired.ruleset().tables;
+    let chains: usize = tables.values().map(|table| table.chains.len()).sum();
+    let sets: usize = tables.values().map(|table| table.sets.len()).sum();
+    let rules = tables.values().flat_map(|table| table.chains.values());
+    let rules: usize = rules.map(|chain| chain.rules.len()).sum();
+    assert_eq!(count("chain"), chains);
+    assert_eq!(count("set") + count("map"), sets);
+    assert_eq!(count("rule"), rules);
+}
+
+#[test]
+fn an_impossible_element_is_named_and_nothing_is_done() {
+    if !own_namespace() {
+        return;
+    }
+    let mut kernel = Nftables::open().expect("nf_tables");
+    let mut desired = sample();
+    kernel
+        .commit(&desired.transaction())
+        .expect("the kernel takes it");
+    desired.committed();
+    let before: Ruleset = kernel.dump(&layout::tables()).expect("a dump");
+
+    let key = |port| services::frontend_key(address("10.96.0.9"), 6, port);
+    for port in 1..=20 {
+        // Port 13 leads to a chain that does not exist.
+        let slots = if port == 13 { 99 } else { 2 };
+        let verdict = dataplane::rule::Verdict::Goto(services::random_chain(slots));
+        let frontends = services::FRONTENDS.of(IpFamily::V4);
+        desired.insert(&INET, frontends, key(port), Element::verdict(verdict));
+    }
+    let transaction = desired.transaction();
+    let mut fake = Fake::new();
+    fake.tamper(|ruleset| *ruleset = before.clone());
+    for kernel in [&mut kernel as &mut dyn Kernel, &mut fake] {
+        let error = kernel.commit(&transaction).expect_err("no chain random-99");
+        let CommitError::Rejected(rejections) = error else {
+            panic!("{error}");
+        };
+        assert_eq!(rejections.len(), 1, "{rejections:?}");
+        let rejection = &rejections[0];
+        let operation = &transaction.operations[rejection.operation.expect("blamed")];
+        let blamed = &operation.elements()[rejection.elements.clone()];
+        assert_eq!(blamed.len(), 1);
+        assert_eq!(blamed[0].0, key(13));
+        assert_eq!(rejection.object, "set inet trammel frontends4");
+        assert_eq!(kernel.dump(&layout::tables()).expect("a dump"), before);
+    }
+}
