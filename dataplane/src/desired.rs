@@ -132,6 +132,36 @@ impl Desired {
         table.sets.get(set)?.elements.get(key)
     }
 
+    /// Gives up a change of an element: what is applied of it is desired.
+    pub fn revert(&mut self, table: &TableId, set: &Name, key: &Key) {
+        let applied = match &self.observed {
+            Some(observed) => {
+                let table = observed.tables.get(table);
+                let set = table.and_then(|table| table.sets.get(set));
+                set.and_then(|set| set.elements.get(key)).cloned()
+            }
+            None => self.before.get(table).and_then(|before| {
+                let whole = before
+                    .sets
+                    .get(set)
+                    .map(|old| old.as_ref()?.elements.get(key));
+                let single = || before.elements.get(set)?.get(key)?.as_ref();
+                whole.unwrap_or_else(single).cloned()
+            }),
+        };
+        match applied {
+            Some(element) => self.insert(table, set, key.clone(), element),
+            None => self.remove(table, set, key),
+        }
+    }
+
+    /// A key of the set in `nft` syntax.
+    pub fn print_key(&self, table: &TableId, set: &Name, key: &Key) -> String {
+        let table = self.ruleset.tables.get(table);
+        let set = table.and_then(|table| table.sets.get(set));
+        set.map_or_else(|| format!("{key:02x?}"), |set| set.spec.key.print(key))
+    }
+
     /// What must be committed for the desired state to be the applied one.
     pub fn transaction(&self) -> Transaction {
         if let Some(observed) = &self.observed {

@@ -26,7 +26,7 @@ use crate::layout::services::{HAIRPIN, UNSERVED_CHAIN};
 use crate::layout::{
     GENERATION_MASK, INET, PRIORITY_FILTER, PerFamily, base_chain, per_family, regular_chain,
 };
-use crate::object::{ChainType, Hook, IpFamily, Name, SetSpec};
+use crate::object::{ChainType, Hook, IpFamily, Name, Ruleset, SetSpec};
 use crate::rule::{Rule, Statement, Verdict};
 
 /// Source address of a pod on this node to its egress group.
@@ -97,6 +97,30 @@ impl Direction {
     pub fn group_chain(self, hash: &str) -> Name {
         format!("{}-{hash}", self.name()).into()
     }
+}
+
+/// Whether the chain is that of a policy group.
+pub fn is_group(chain: &Name) -> bool {
+    let suffix = Direction::BOTH
+        .into_iter()
+        .find_map(|direction| chain.as_str().strip_prefix(direction.name()));
+    suffix.is_some_and(|rest| rest.starts_with('-')) && chain.as_str() != EGRESS_ALLOWED
+}
+
+/// The generation that a ruleset has, see [`set_generation`].
+pub fn generation(ruleset: &Ruleset) -> Option<u16> {
+    let judged = ruleset.tables.get(&*INET)?.chains.get(JUDGED)?;
+    let statements = judged.rules.iter().flat_map(|rule| &rule.statements);
+    let mut mark = statements.filter_map(|statement| match statement {
+        Statement::Masked {
+            field: Field::CtMark,
+            mask: GENERATION_MASK,
+            value,
+        } => Some(value >> GENERATION_MASK.trailing_zeros()),
+        _ => None,
+    });
+    mark.next_back()
+        .and_then(|generation| u16::try_from(generation).ok())
 }
 
 /// What the map has for a pod that is isolated in this direction: its group decides,

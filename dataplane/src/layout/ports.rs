@@ -57,6 +57,19 @@ pub fn senders(attachment: &Attachment) -> Vec<(IpFamily, Key)> {
         .collect()
 }
 
+/// For the output hook: pods on one bridge are neighbours to the kernel, and it would tell
+/// them to reach each other directly, past the policies. For IPv4 a setting of the bridge
+/// prevents that; IPv6 has none.
+pub(super) fn no_redirects() -> Rule {
+    Rule::new()
+        .family(IpFamily::V6)
+        .in_set(&[Field::Oifname], PORTS_OF_POD.clone())
+        .l4proto(58)
+        .eq(Field::Icmpv6Type, &[REDIRECT])
+        .drop()
+        .comment("neighbours are reached through this node")
+}
+
 pub(super) fn install(desired: &mut Desired) {
     desired.set(
         &INET,

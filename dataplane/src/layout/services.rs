@@ -17,6 +17,7 @@ use std::net::IpAddr;
 use crate::datatype::{Bytes, DataType, Type};
 use crate::desired::Desired;
 use crate::field::Field;
+use crate::layout::ports;
 use crate::layout::{
     INET, PRIORITY_DSTNAT, PRIORITY_FILTER, PRIORITY_SRCNAT, PerFamily, base_chain, per_family,
     regular_chain,
@@ -85,6 +86,12 @@ pub fn refused() -> Verdict {
 /// Name of the chain that chooses among `slots` endpoints at random.
 pub fn random_chain(slots: u32) -> Name {
     format!("random-{slots}").into()
+}
+
+/// The number of endpoints that the chain chooses among, if it is one of
+/// [`random_chain`].
+pub fn slots_of_chain(name: &Name) -> Option<u32> {
+    name.as_str().strip_prefix("random-")?.parse().ok()
 }
 
 /// Wants the chain of [`random_chain`].
@@ -175,6 +182,12 @@ pub(super) fn install(desired: &mut Desired) {
         REFUSE_CHAIN,
         "tells the client at once",
         vec![
+            // A client believes an ICMPv6 error about its first SYN only when it has sent
+            // that again, a second later; it believes a reset at once.
+            Rule::new()
+                .l4proto(6)
+                .counter()
+                .with(Statement::Reject(Reject::TcpReset)),
             Rule::new()
                 .counter()
                 .with(Statement::Reject(Reject::PortUnreachable)),
@@ -207,7 +220,10 @@ fn install_base_chains(desired: &mut Desired) {
         "output",
         (ChainType::Filter, Hook::Output, PRIORITY_FILTER),
         "this node's own traffic: no policy",
-        vec![Rule::new().ct_new().jump(UNSERVED_CHAIN)],
+        vec![
+            Rule::new().ct_new().jump(UNSERVED_CHAIN),
+            ports::no_redirects(),
+        ],
     );
     let hairpin = |family: IpFamily| {
         Rule::new()

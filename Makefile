@@ -1,0 +1,49 @@
+# make help says what there is.
+
+CARGO ?= cargo
+HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+# The C library is linked in: the plugin runs on any distribution's root file
+# system. The target has to be named, or the flag reaches procedural macros as
+# well, which are shared objects.
+STATIC := RUSTFLAGS="$(RUSTFLAGS) -C target-feature=+crt-static" $(CARGO) build --release --target $(HOST)
+PROGRAMS := trammel trammel-agent trammel-demo
+RELEASE := target/release
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+
+# The harness looks for the programs of this tree.
+unexport CARGO_TARGET_DIR
+
+.PHONY: help setup build demo test bench lint fmt clean-netns
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## install what demo and tests call and this machine lacks (apt, cnitool)
+	@tests/setup.sh
+
+build: ## static release programs into target/release
+	@$(STATIC) -p cni-bin -p policy-agent -p tests --bins
+	@mkdir -p $(RELEASE)
+	@for p in $(PROGRAMS); do ln -f target/$(HOST)/release/$$p $(RELEASE)/$$p; done
+
+demo: setup build ## a node, pods, a Service and policies in namespaces: expected against observed (ARGS="-o json")
+	@$(AS_ROOT) $(RELEASE)/trammel-demo $(ARGS)
+
+test: setup build ## every suite; those with real packets need root (TRAMMEL_SKIP_ROOT=1 leaves them out)
+	@$(CARGO) test --workspace
+
+bench: setup build ## every benchmark; those with real packets need root
+	@$(CARGO) bench --workspace
+
+lint: ## formatting, clippy and rustdoc, warnings denied; cargo-deny where installed
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy --workspace --all-targets -- -D warnings
+	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; fi
+
+fmt: ## format the sources
+	@$(CARGO) fmt --all
+
+clean-netns: build ## remove namespaces and files of demo and test runs that were killed
+	@$(AS_ROOT) $(RELEASE)/trammel-demo --clean

@@ -1,0 +1,154 @@
+//! CHECK.
+
+use std::collections::BTreeSet;
+
+use dataplane::attachment::{Attachment, AttachmentKey};
+use ipam::Store;
+use ipnet::IpNet;
+
+use super::{LOCK_TIMEOUT, open_netns, owner, refuse_own};
+use crate::attachment::Records;
+use crate::link;
+use crate::netlink::observed::{Link, ObservedRoute};
+use crate::netlink::{Batch, Socket};
+use crate::spec::result::{Expected, Route};
+use crate::spec::{Code, Document, Error, Target};
+
+/// Compares an attachment with what ADD left. Later plugins of the chain may
+/// have added to it, or changed MTU and Ethernet address: neither is compared.
+pub fn check(document: &Document, target: &Target) -> Result<(), Error> {
+    let prev = document
+        .prev_result()
+        .ok_or_else(|| Error::config("prevResult: missing; CHECK compares with it"))?;
+    let expected = Expected::of(prev, &target.ifname)?;
+    let path = target.netns.as_deref().unwrap_or_default();
+    let (home, netns) = open_netns(path)?;
+    refuse_own(&home, &netns, target)?;
+
+    let key = target.key(&document.network);
+    let records = Records::beside(&document.agent_socket);
+    let record = records.open(&key, LOCK_TIMEOUT)?;
+    let attachment = record
+        .as_ref()
+        .and_then(|record| record.attachment.as_ref());
+    let attachment =
+        attachment.ok_or_else(|| mismatch(format!("attachment {key} has no record")))?;
+
+    let mut host = Socket::open()?;
+    let visit = netns.enter(&home)?;
+    let mut pod = Socket::open()?;
+    let index = link::index(&target.ifname);
+    visit.leave();
+    let index = index.ok_or_else(|| mismatch(format!("{} is not in {path}", target.ifname)))?;
+
+    let mut differences = leases(document, &key, attachment)?;
+    differences.extend(host_end(document, attachment, &mut host)?);
+    differences.extend(pod_end(target, index, &expected, &mut pod)?);
+    Error::collect(differences.into_iter().map(mismatch))
+}
+
+fn mismatch(difference: String) -> Error {
+    Error::new(Code::Mismatch, difference)
+}
+
+fn leases(
+    document: &Document,
+    key: &AttachmentKey,
+    attachment: &Attachment,
+) -> Result<Vec<String>, Error> {
+    let store = Store::new(&document.data_dir, &document.network);
+    let Some(locked) = store.lock_existing(LOCK_TIMEOUT)? else {
+        return Ok(vec![format!(
+            "ipam: {} does not exist",
+            document.data_dir.display()
+        )]);
+    };
+    let owner = owner(key);
+    let mut differences = Vec::new();
+    for &ip in &attachment.ips {
+        let lease = locked.lease(ip)?;
+        let held = lease.is_some_and(|lease| lease.owner.is_ok_and(|holder| owner.holds(&holder)));
+        if !held {
+            differences.push(format!("ipam: {ip} is not leased to {key}"));
+        }
+    }
+    Ok(differences)
+}
+
+fn host_end(
+    document: &Document,
+    attachment: &Attachment,
+    host: &mut Socket,
+) -> Result<Vec<String>, Error> {
+    let name = &attachment.host_ifname;
+    let bridge_name = attachment.bridge.as_ref().unwrap_or(&document.bridge);
+    let Some(bridge) = look(host, bridge_name)? else {
+        return Ok(vec![format!("bridge {bridge_name} is gone")]);
+    };
+    let Some(veth) = look(host, name)? else {
+        return Ok(vec![format!("{name} is gone from the host")]);
+    };
+    let mut differences = Vec::new();
+    for link in [&bridge, &veth] {
+        if !link.up {
+            differences.push(format!("{} is down", link.name));
+        }
+    }
+    if veth.master != Some(bridge.index) {
+        differences.push(format!("{name} is not a port of {bridge_name}"));
+    }
+    Ok(differences)
+}
+
+fn look(socket: &mut Socket, name: &str) -> Result<Option<Link>, Error> {
+    let Some(index) = link::index(name) else {
+        return Ok(None);
+    };
+    let mut batch = Batch::default();
+    link::push_link_query(&mut batch, name, index);
+    let answers = socket.run(batch)?;
+    Ok(answers.get(0).links()?.into_iter().next())
+}
+
+fn pod_end(
+    target: &Target,
+    index: u32,
+    expected: &Expected,
+    pod: &mut Socket,
+) -> Result<Vec<String>, Error> {
+    let ifname = &target.ifname;
+    let mut batch = Batch::default();
+    link::push_link_query(&mut batch, ifname, index);
+    link::push_address_query(&mut batch, ifname, index);
+    let answers = pod.run(batch)?;
+    answers.all_done()?;
+    let addresses = answers.get(1).addresses()?.into_iter();
+    let addresses: BTreeSet<IpNet> = addresses
+        .filter(|address| address.index == index)
+        .map(|address| address.net)
+        .collect();
+    let mut differences = Vec::new();
+    if !answers.get(0).links()?.iter().any(|link| link.up) {
+        differences.push(format!("{ifname} is down in the pod"));
+    }
+    for address in &expected.addresses {
+        if !addresses.contains(address) {
+            differences.push(format!("{ifname} does not have the address {address}"));
+        }
+    }
+    let answers = pod.dump("list routes in the pod", &link::route_query())?;
+    answers.all_done()?;
+    let routes = answers.get(0).routes()?;
+    for route in &expected.routes {
+        if !routes.iter().any(|observed| matches(observed, route)) {
+            let via = route.gw.map(|gw| format!(" via {gw}")).unwrap_or_default();
+            differences.push(format!("the pod has no route to {}{via}", route.dst));
+        }
+    }
+    Ok(differences)
+}
+
+/// The table is not compared: policy routing of a later plugin moves routes.
+fn matches(observed: &ObservedRoute, route: &Route) -> bool {
+    observed.dst == route.dst && (route.gw.is_none() || route.gw == observed.gateway)
+}

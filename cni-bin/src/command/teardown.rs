@@ -1,0 +1,81 @@
+//! Undoing an attachment, whole or half done: DEL, GC, and an ADD that failed.
+
+use std::net::IpAddr;
+
+use dataplane::attachment::{AttachmentKey, Request};
+use ipam::Store;
+use nix::errno::Errno;
+
+use super::{LOCK_TIMEOUT, owner};
+use crate::agent::Agent;
+use crate::attachment::Record;
+use crate::link;
+use crate::netlink::{NetlinkError, Socket};
+use crate::spec::{Document, Error, Policy};
+
+/// What was there to undo, and what could not be undone.
+#[derive(Debug, Default)]
+pub struct Teardown {
+    /// Whether there was a veth.
+    pub link: bool,
+    /// Addresses that were freed.
+    pub freed: Vec<IpAddr>,
+    /// What went wrong.
+    pub errors: Vec<Error>,
+}
+
+/// Removes all that an attachment consists of: the link first, so that nothing
+/// uses the addresses when they are freed, the record last, so that whatever
+/// remains after an error is found again. One failure does not keep the rest.
+pub fn tear_down(document: &Document, key: &AttachmentKey, record: Option<Record>) -> Teardown {
+    let mut done = Teardown::default();
+    match remove_link(&key.host_ifname()) {
+        Ok(link) => done.link = link,
+        Err(error) => done.errors.push(error.into()),
+    }
+    match free_leases(document, key) {
+        Ok(freed) => done.freed = freed,
+        Err(error) => done.errors.push(error),
+    }
+    if let Err(error) = tell_agent(document, key) {
+        done.errors.push(error);
+    }
+    if let Some(record) = record
+        && done.errors.is_empty()
+        && let Err(error) = record.remove()
+    {
+        done.errors.push(error.into());
+    }
+    done
+}
+
+/// Removes a veth and with it its peer. `false`: there is none, so nobody pays
+/// for opening a socket.
+pub fn remove_link(name: &str) -> Result<bool, NetlinkError> {
+    if link::index(name).is_none() {
+        return Ok(false);
+    }
+    let answers = Socket::open()?.ask(format!("remove {name}"), &link::removal(name))?;
+    // The pod's namespace may have gone meanwhile, and the pair with it.
+    answers.get(0).done_or(Errno::ENODEV)?;
+    Ok(true)
+}
+
+fn free_leases(document: &Document, key: &AttachmentKey) -> Result<Vec<IpAddr>, Error> {
+    let store = Store::new(&document.data_dir, &document.network);
+    match store.lock_existing(LOCK_TIMEOUT)? {
+        Some(locked) => Ok(locked.free_all_of(&owner(key))?),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// An agent that is away is not waited for: it finds out from the records when it
+/// comes back.
+pub fn tell_agent(document: &Document, key: &AttachmentKey) -> Result<(), Error> {
+    if let Some(mut agent) = Agent::connect(&document.agent_socket, Policy::Optional)? {
+        agent.ask(&Request::Detach {
+            attachment: key.clone(),
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! `trammel`, the CNI plugin: pods on a bridge with routed ports, addresses from
+//! its own allocator, ports bound to policies before they open.
+//!
+//! A run is one request: `CNI_*` variables and a configuration on standard input
+//! come in, at most one JSON document on standard output goes out, and nothing
+//! on standard error unless the process cannot go on.
+//!
+//! * [`spec`]: the wire protocol. Pure.
+//! * [`command`]: the verbs.
+//! * [`netlink`], [`link`], [`bridge`], [`netns`], [`sysctl`], [`mtu`]: the kernel.
+//!   Blocking, one thread, a handful of system calls.
+//! * [`attachment`]: records of what was done. [`agent`]: the conversation with
+//!   the process that enforces policies.
+
+pub mod agent;
+pub mod attachment;
+pub mod bridge;
+pub mod command;
+pub mod link;
+pub mod mtu;
+pub mod netlink;
+pub mod netns;
+pub mod spec;
+pub mod sysctl;
+
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use spec::version::{self, Version};
+use spec::{Code, Document, Environment, Error, Verb};
+
+/// Printed when someone runs the plugin by hand.
+const ABOUT: &str = concat!(
+    "trammel ",
+    env!("CARGO_PKG_VERSION"),
+    ": CNI plugin; CNI protocol versions supported: 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0"
+);
+
+/// Far more than any configuration; a runtime that sends more is broken.
+const LARGEST_INPUT: u64 = 8 << 20;
+
+/// How long VERSION waits for its input, which it can do without.
+const VERSION_INPUT: Duration = Duration::from_millis(200);
+
+/// Carries out the one request that environment and standard input hold.
+pub fn run(variables: impl IntoIterator<Item = (OsString, OsString)>) -> ExitCode {
+    let outcome = Environment::new(variables).and_then(|environment| {
+        let verb = environment.verb()?;
+        Ok((environment, verb))
+    });
+    let newest = Version::NEWEST.as_str();
+    match outcome {
+        Err(error) => exit(Err(error), newest),
+        Ok((_, None)) => {
+            eprintln!("{ABOUT}");
+            ExitCode::SUCCESS
+        }
+        Ok((_, Some(Verb::Version))) => {
+            exit(print(&version::answer(early_input().as_ref())), newest)
+        }
+        Ok((environment, Some(verb))) => {
+            let mut asked = newest.to_owned();
+            let outcome = serve(&environment, verb, &mut asked);
+            exit(outcome, &asked)
+        }
+    }
+}
+
+/// Serves all verbs but VERSION. `asked` becomes the version that errors carry:
+/// the configuration's, as far as it says one.
+fn serve(environment: &Environment, verb: Verb, asked: &mut String) -> Result<(), Error> {
+    // Before anything is read: a person who forgot a variable sits at a terminal.
+    if matches!(verb, Verb::Add | Verb::Del | Verb::Check) {
+        environment.target(verb)?;
+    }
+    let value = spec::json::parse(&input()?)?;
+    let stated = value
+        .as_object()
+        .and_then(|object| spec::json::get(object, "cniVersion"));
+    if let Some(stated) = stated.and_then(Value::as_str) {
+        stated.clone_into(asked);
+    }
+    let document = Document::from_value(value)?;
+    let since = match verb {
+        Verb::Check => Version::V0_4_0,
+        Verb::Gc | Verb::Status => Version::V1_1_0,
+        Verb::Add | Verb::Del | Verb::Version => Version::V0_3_0,
+    };
+    if document.version < since {
+        let message = format!(
+            "cniVersion {}: {verb} exists since {since}",
+            document.version
+        );
+        return Err(Error::new(Code::IncompatibleVersion, message));
+    }
+    match verb {
+        Verb::Add => {
+            let target = environment.target(verb)?;
+            report(command::add::add(&document, environment, &target)?)
+        }
+        Verb::Del => command::del::del(&document, &environment.target(verb)?),
+        Verb::Check => command::check::check(&document, &environment.target(verb)?),
+        Verb::Gc => command::gc::gc(&document),
+        Verb::Status => command::status::status(&document),
+        Verb::Version => print(&version::answer(None)),
+    }
+}
+
+/// Hands the result over. A runtime that does not get it does not know the
+/// attachment, which then must not exist.
+fn report(pending: command::add::Pending<'_>) -> Result<(), Error> {
+    match print(&pending.result) {
+        Ok(()) => {
+            pending.commit();
+            Ok(())
+        }
+        Err(error) => Err(error.with_details(pending.revoke())),
+    }
+}
+
+fn input() -> Result<Vec<u8>, Error> {
+    let mut input = Vec::new();
+    let read = io::stdin()
+        .lock()
+        .take(LARGEST_INPUT + 1)
+        .read_to_end(&mut input);
+    read.map_err(|error| Error::new(Code::Io, format!("cannot read standard input: {error}")))?;
+    if input.len() as u64 > LARGEST_INPUT {
+        let message = format!("standard input has more than {LARGEST_INPUT} bytes");
+        return Err(Error::new(Code::Decode, message));
+    }
+    Ok(input)
+}
+
+/// The first JSON document on standard input, if it comes soon. A runtime may
+/// keep the stream open, and need not write at all.
+fn early_input() -> Option<Value> {
+    let (sender, receiver) = mpsc::channel();
+    let reader = thread::Builder::new().spawn(move || {
+        let mut stream = serde_json::Deserializer::from_reader(io::stdin().lock());
+        if let Ok(value) = Value::deserialize(&mut stream) {
+            // Whoever listens may have stopped waiting.
+            drop(sender.send(value));
+        }
+    });
+    match reader {
+        Ok(_) => receiver.recv_timeout(VERSION_INPUT).ok(),
+        Err(_) => None,
+    }
+}
+
+/// Writes the one document. In one call, so that it is whole or missing.
+fn print(document: &Value) -> Result<(), Error> {
+    let mut line = document.to_string();
+    line.push('\n');
+    let mut out = io::stdout().lock();
+    out.write_all(line.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|error| Error::new(Code::Io, format!("cannot write standard output: {error}")))
+}
+
+fn exit(outcome: Result<(), Error>, cni_version: &str) -> ExitCode {
+    let Err(error) = outcome else {
+        return ExitCode::SUCCESS;
+    };
+    // If the error cannot be written either, the exit code is all that is left.
+    if print(&error.to_json(cni_version)).is_err() {
+        eprintln!("{error}");
+    }
+    ExitCode::FAILURE
+}

@@ -1,0 +1,360 @@
+//! Route netlink over a blocking socket: many messages in one send, each with
+//! its own answer.
+//!
+//! A request costs a system call and a turn of the kernel's RTNL lock, so ADD puts
+//! all it has to say to a namespace into one send. The kernel works such a batch
+//! off in order, message by message, and *goes on after a failed one*: whoever
+//! sends a batch looks at every answer and undoes the rest.
+//!
+//! A socket belongs for ever to the namespace in which its thread was when it
+//! was opened.
+
+pub mod observed;
+
+use std::io;
+
+use netlink_packet_core::{
+    Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkSerializable,
+    NlasIterator,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::protocols::NETLINK_ROUTE;
+use nix::errno::Errno;
+
+/// Length of `struct nlmsghdr`.
+const HEADER: usize = 16;
+/// `NLMSG_ERROR` and `NLMSG_DONE`.
+const MESSAGE_ERROR: u16 = 2;
+const MESSAGE_DONE: u16 = 3;
+/// Flags of an `NLMSG_ERROR` (`linux/netlink.h`): the request is not echoed
+/// behind its header; attributes follow.
+const FLAG_CAPPED: u16 = 0x100;
+const FLAG_ACK_TLVS: u16 = 0x200;
+/// `NLMSGERR_ATTR_MSG`: why, in words.
+const ATTRIBUTE_MESSAGE: u16 = 1;
+/// Large enough for one datagram of a dump: the kernel makes them at most 32 KiB.
+const BUFFER: usize = 64 * 1024;
+
+/// Why a conversation with the kernel failed, as opposed to one of its messages.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    /// A socket call failed.
+    #[error("netlink: cannot {action}: {source}")]
+    Socket {
+        /// Which.
+        action: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel sent what is no netlink message.
+    #[error("netlink: the kernel sent a malformed message")]
+    Malformed,
+    /// The kernel refused a message.
+    #[error("cannot {action}: {refusal}")]
+    Refused {
+        /// What the message was for.
+        action: String,
+        /// The kernel's answer.
+        refusal: Refusal,
+    },
+}
+
+/// The kernel's answer to a message that it did not carry out.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{}{}", errno.desc(), reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default())]
+pub struct Refusal {
+    /// The error number.
+    pub errno: Errno,
+    /// What the kernel adds in words, if it does.
+    pub reason: Option<String>,
+}
+
+/// Messages to send together.
+#[derive(Debug, Default)]
+pub struct Batch {
+    bytes: Vec<u8>,
+    actions: Vec<String>,
+}
+
+/// The answers to a [`Batch`], in its order.
+#[derive(Debug)]
+pub struct Answers(Vec<Answer>);
+
+/// The answer to one message.
+#[derive(Debug)]
+pub struct Answer {
+    /// What the message was for: "add address 10.88.0.2 to eth0".
+    pub action: String,
+    /// Whether the kernel carried it out.
+    pub outcome: Result<(), Refusal>,
+    /// Replies: message type and body behind the netlink header.
+    pub replies: Vec<(u16, Vec<u8>)>,
+}
+
+/// A route netlink socket of one namespace.
+pub struct Socket {
+    inner: netlink_sys::Socket,
+    buffer: Vec<u8>,
+    sequence: u32,
+}
+
+impl Batch {
+    /// Adds a message that changes something or asks for one object. `flags` are
+    /// added to "request" and "acknowledge".
+    pub fn push(&mut self, action: impl Into<String>, flags: u16, message: &RouteNetlinkMessage) {
+        self.emit(action.into(), flags | NLM_F_ACK, message);
+    }
+
+    /// Adds a request for all objects of a kind. One per batch: the kernel runs
+    /// one dump per socket at a time.
+    pub fn push_dump(&mut self, action: impl Into<String>, message: &RouteNetlinkMessage) {
+        self.emit(action.into(), NLM_F_DUMP, message);
+    }
+
+    fn emit(&mut self, action: String, flags: u16, message: &RouteNetlinkMessage) {
+        let length = HEADER + NetlinkSerializable::buffer_len(message);
+        let mut header = NetlinkHeader::default();
+        header.length = u32::try_from(length).expect("a request is a few hundred bytes");
+        header.message_type = message.message_type();
+        header.flags = flags | NLM_F_REQUEST;
+        // Relative; the socket adds its own count when it sends.
+        header.sequence_number = u32::try_from(self.actions.len()).expect("a batch is small");
+        let start = self.bytes.len();
+        self.bytes.resize(start + length.next_multiple_of(4), 0);
+        header.emit(&mut self.bytes[start..start + HEADER]);
+        message.serialize(&mut self.bytes[start + HEADER..start + length]);
+        self.actions.push(action);
+    }
+}
+
+impl Answers {
+    /// The answer to message number `n`.
+    pub fn get(&self, n: usize) -> &Answer {
+        &self.0[n]
+    }
+
+    /// All answers.
+    pub fn iter(&self) -> impl Iterator<Item = &Answer> {
+        self.0.iter()
+    }
+
+    /// The first message that the kernel refused.
+    pub fn first_refusal(&self) -> Option<(&Answer, &Refusal)> {
+        let refusal = |answer: &Answer| answer.outcome.is_err();
+        let answer = self.0.iter().find(|answer| refusal(answer))?;
+        Some((answer, answer.outcome.as_ref().err()?))
+    }
+
+    /// An error unless the kernel carried out every message.
+    pub fn all_done(&self) -> Result<(), NetlinkError> {
+        match self.first_refusal() {
+            None => Ok(()),
+            Some((answer, refusal)) => Err(answer.error(refusal)),
+        }
+    }
+}
+
+impl Answer {
+    /// An error unless the kernel carried the message out.
+    pub fn done(&self) -> Result<(), NetlinkError> {
+        match &self.outcome {
+            Ok(()) => Ok(()),
+            Err(refusal) => Err(self.error(refusal)),
+        }
+    }
+
+    /// As [`done`](Self::done), with refusals for this reason being a success.
+    pub fn done_or(&self, accepted: Errno) -> Result<(), NetlinkError> {
+        match &self.outcome {
+            Err(refusal) if refusal.errno == accepted => Ok(()),
+            _ => self.done(),
+        }
+    }
+
+    fn error(&self, refusal: &Refusal) -> NetlinkError {
+        NetlinkError::Refused {
+            action: self.action.clone(),
+            refusal: refusal.clone(),
+        }
+    }
+}
+
+impl Socket {
+    /// Opens a socket in the namespace of this thread.
+    pub fn open() -> Result<Self, NetlinkError> {
+        let call = |action| move |source| NetlinkError::Socket { action, source };
+        let mut inner = netlink_sys::Socket::new(NETLINK_ROUTE).map_err(call("open a socket"))?;
+        inner.bind_auto().map_err(call("bind a socket"))?;
+        // Both are for messages only: reasons in words, and no echo of requests.
+        inner
+            .set_ext_ack(true)
+            .map_err(call("set NETLINK_EXT_ACK"))?;
+        inner
+            .set_cap_ack(true)
+            .map_err(call("set NETLINK_CAP_ACK"))?;
+        // Dumps honour the filter in their header (Linux 4.20).
+        inner
+            .set_netlink_get_strict_chk(true)
+            .map_err(call("set NETLINK_GET_STRICT_CHK"))?;
+        Ok(Self {
+            inner,
+            buffer: Vec::with_capacity(BUFFER),
+            sequence: 0,
+        })
+    }
+
+    /// Sends a batch and waits for all answers.
+    pub fn run(&mut self, mut batch: Batch) -> Result<Answers, NetlinkError> {
+        let first = self.sequence.wrapping_add(1);
+        let count = u32::try_from(batch.actions.len()).expect("a batch is small");
+        self.sequence = self.sequence.wrapping_add(count);
+        number_from(&mut batch.bytes, first);
+        let sent = self.inner.send(&batch.bytes, 0);
+        sent.map_err(|source| NetlinkError::Socket {
+            action: "send",
+            source,
+        })?;
+        let pending = |action| Answer {
+            action,
+            outcome: Ok(()),
+            replies: Vec::new(),
+        };
+        let mut answers: Vec<Answer> = batch.actions.into_iter().map(pending).collect();
+        let mut open = answers.len();
+        while open > 0 {
+            self.receive()?;
+            let mut rest = self.buffer.as_slice();
+            while !rest.is_empty() {
+                let (message, behind) = Message::split(rest)?;
+                rest = behind;
+                let number = message.sequence.wrapping_sub(first) as usize;
+                // Answers to an earlier batch, which was given up on.
+                let Some(answer) = answers.get_mut(number) else {
+                    continue;
+                };
+                if message.take_into(answer)? {
+                    open -= 1;
+                }
+            }
+        }
+        Ok(Answers(answers))
+    }
+
+    /// Sends one message and waits for its answer.
+    pub fn ask(
+        &mut self,
+        action: impl Into<String>,
+        message: &RouteNetlinkMessage,
+    ) -> Result<Answers, NetlinkError> {
+        let mut batch = Batch::default();
+        batch.push(action, 0, message);
+        self.run(batch)
+    }
+
+    /// Asks for all objects of a kind.
+    pub fn dump(
+        &mut self,
+        action: impl Into<String>,
+        message: &RouteNetlinkMessage,
+    ) -> Result<Answers, NetlinkError> {
+        let mut batch = Batch::default();
+        batch.push_dump(action, message);
+        self.run(batch)
+    }
+
+    fn receive(&mut self) -> Result<(), NetlinkError> {
+        self.buffer.clear();
+        loop {
+            match self.inner.recv(&mut self.buffer, 0) {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => {
+                    return Err(NetlinkError::Socket {
+                        action: "receive",
+                        source,
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// A received message.
+struct Message<'a> {
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    body: &'a [u8],
+}
+
+impl<'a> Message<'a> {
+    fn split(bytes: &'a [u8]) -> Result<(Self, &'a [u8]), NetlinkError> {
+        let header = bytes.get(..HEADER).ok_or(NetlinkError::Malformed)?;
+        let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
+        let body = bytes.get(HEADER..length).ok_or(NetlinkError::Malformed)?;
+        let message = Self {
+            kind: u16::from_ne_bytes([header[4], header[5]]),
+            flags: u16::from_ne_bytes([header[6], header[7]]),
+            sequence: u32::from_ne_bytes([header[8], header[9], header[10], header[11]]),
+            body,
+        };
+        let next = length.next_multiple_of(4).min(bytes.len());
+        Ok((message, &bytes[next..]))
+    }
+
+    /// Adds the message to the answer; returns whether that is complete now.
+    fn take_into(&self, answer: &mut Answer) -> Result<bool, NetlinkError> {
+        if self.kind != MESSAGE_ERROR && self.kind != MESSAGE_DONE {
+            answer.replies.push((self.kind, self.body.to_vec()));
+            return Ok(false);
+        }
+        let code = match self.body.get(..4) {
+            Some(code) => i32::from_ne_bytes([code[0], code[1], code[2], code[3]]),
+            None if self.kind == MESSAGE_DONE => 0,
+            None => return Err(NetlinkError::Malformed),
+        };
+        if code != 0 {
+            answer.outcome = Err(Refusal {
+                errno: Errno::from_raw(code.saturating_neg()),
+                reason: self.reason(),
+            });
+        }
+        Ok(true)
+    }
+
+    /// `NLMSGERR_ATTR_MSG` behind the error number and the request's header.
+    fn reason(&self) -> Option<String> {
+        if self.kind != MESSAGE_ERROR || self.flags & FLAG_ACK_TLVS == 0 {
+            return None;
+        }
+        let mut start = 4 + HEADER;
+        if self.flags & FLAG_CAPPED == 0 {
+            let length = self.body.get(4..8)?;
+            let length = u32::from_ne_bytes([length[0], length[1], length[2], length[3]]);
+            start = 4 + (length as usize).next_multiple_of(4);
+        }
+        let attributes = NlasIterator::new(self.body.get(start..)?);
+        let mut attributes = attributes.filter_map(Result::ok);
+        let message = attributes.find(|attribute| attribute.kind() == ATTRIBUTE_MESSAGE)?;
+        let text = message.value();
+        let end = text
+            .iter()
+            .position(|byte| *byte == 0)
+            .unwrap_or(text.len());
+        Some(String::from_utf8_lossy(&text[..end]).into_owned())
+    }
+}
+
+/// Adds `first` to the sequence numbers of all messages.
+fn number_from(mut bytes: &mut [u8], first: u32) {
+    while bytes.len() >= HEADER {
+        let word = |at: usize| [bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]];
+        let length = u32::from_ne_bytes(word(0)) as usize;
+        let sequence = u32::from_ne_bytes(word(8)).wrapping_add(first);
+        bytes[8..12].copy_from_slice(&sequence.to_ne_bytes());
+        bytes = &mut bytes[length.next_multiple_of(4)..];
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,19 @@
+//! The CNI wire protocol: what comes in by environment and standard input, and
+//! what goes out. Pure; the files and links are elsewhere.
+//!
+//! Written against the CNI specification 1.1.0 and, where that is silent, the
+//! behaviour of `containernetworking/cni` 1.3. Numbers such as 0.4.0 are
+//! versions of the specification.
+
+pub mod args;
+pub mod config;
+pub mod error;
+pub mod json;
+pub mod options;
+pub mod result;
+pub mod version;
+
+pub use args::{Environment, Target, Verb};
+pub use config::{Config, Document, Policy};
+pub use error::{Code, Error};
+pub use version::Version;

@@ -1,0 +1,52 @@
+//! The layout as text: whoever changes the rules sees in the review what becomes of them.
+
+use dataplane::desired::Desired;
+use dataplane::layout;
+use dataplane::layout::services;
+use dataplane::object::Element;
+
+fn installed() -> Desired {
+    let mut desired = Desired::new();
+    layout::install(&mut desired, 1);
+    desired
+}
+
+#[test]
+fn the_static_layout() {
+    let mut desired = installed();
+    services::want_random_chain(&mut desired, 1);
+    services::want_random_chain(&mut desired, 3);
+    insta::assert_snapshot!(desired.ruleset().to_string());
+}
+
+#[test]
+fn a_service_comes_and_goes_in_the_right_order() {
+    let mut desired = installed();
+    desired.committed();
+    let vip = "10.96.0.1".parse().expect("an address");
+    let endpoint = "10.88.0.2".parse().expect("an address");
+    let family = dataplane::object::IpFamily::V4;
+    let frontend = services::frontend_key(vip, 6, 80);
+    let slot = services::slot_key(vip, 6, 80, 0);
+
+    services::want_random_chain(&mut desired, 1);
+    let verdict = dataplane::rule::Verdict::Goto(services::random_chain(1));
+    desired.insert(
+        &layout::INET,
+        services::FRONTENDS.of(family),
+        frontend.clone(),
+        Element::verdict(verdict),
+    );
+    desired.insert(
+        &layout::INET,
+        services::ENDPOINTS.of(family),
+        slot.clone(),
+        Element::data(services::endpoint_data(endpoint, 8080)),
+    );
+    let comes = desired.transaction();
+    desired.committed();
+    desired.remove(&layout::INET, services::ENDPOINTS.of(family), &slot);
+    desired.remove(&layout::INET, services::FRONTENDS.of(family), &frontend);
+    let goes = desired.transaction();
+    insta::assert_snapshot!(format!("{comes}---\n{goes}"));
+}

@@ -1,0 +1,103 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use dataplane::attachment::DEFAULT_SOCKET;
+
+/// NetworkPolicy and Services of a node, on one nftables table.
+#[derive(Parser, Debug)]
+#[command(name = "trammel-agent", version)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The verbs.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run the agent in the network namespace that it is started in.
+    Run(Run),
+    /// Wait until everything that is visible now is in the kernel.
+    Wait {
+        /// How long to wait: 500ms, 10s, 2m.
+        #[arg(long, default_value = "10s", value_parser = duration)]
+        timeout: Duration,
+        #[command(flatten)]
+        #[allow(missing_docs, reason = "clap would show it as help")]
+        client: Client,
+    },
+    /// What the agent knows, what it has written, and what is wrong.
+    Status(Client),
+    /// The Services with their frontends and endpoints.
+    Services(Client),
+    /// The policies with the pods of this node that they isolate.
+    Policies(Client),
+    /// Compare the kernel with what it should hold; exit status 1 where they differ.
+    Verify(Client),
+    /// Remove exactly our own tables. The agent must not be running.
+    Cleanup(Client),
+}
+
+/// Settings of `run`.
+#[derive(Args, Debug)]
+pub struct Run {
+    /// Name of this node's Node object.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: String,
+    /// Watch the API server that this kubeconfig file names.
+    #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Read objects from the YAML and JSON files of this folder, without a cluster. With
+    /// neither this nor --kubeconfig: the API server of the cluster that the agent runs in.
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+    /// YAML file with further settings.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Socket for the CNI plugin and the other verbs; attachment records lie beside it.
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// Address for /healthz, /livez, /readyz, /metrics and /proxyMode; none by default.
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Option<SocketAddr>,
+}
+
+/// How to reach the agent, and how to print.
+#[derive(Args, Debug)]
+pub struct Client {
+    /// The agent's socket.
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// Form of the output.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+/// Forms of output.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// One JSON document.
+    Json,
+}
+
+/// `500ms`, `10s`, `2m`; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| format!("{text:?} is no duration: write 500ms, 10s or 2m"))?;
+    match &text[digits.len()..] {
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" | "" => Ok(Duration::from_secs(number)),
+        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
+        unit => Err(format!(
+            "unit {unit:?} of {text:?} is unknown: use ms, s or m"
+        )),
+    }
+}

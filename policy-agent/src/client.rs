@@ -1,0 +1,174 @@
+//! The verbs that ask a running agent.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use proxy::ServiceStatus;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::admin::{Answer, Query};
+use crate::args::{Client, Output};
+use crate::owner::{PolicyStatus, Status};
+
+/// An agent that holds the socket answers within this time, unless it is told to wait.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// `wait`.
+///
+/// # Errors
+/// Where the agent is away, or has not synced in time: with its reason.
+pub fn wait(client: &Client, timeout: Duration) -> anyhow::Result<ExitCode> {
+    let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+    let _: Value = ask(
+        &client.socket,
+        &Query::Wait { timeout_ms },
+        timeout + ANSWER,
+    )?;
+    if client.output == Output::Json {
+        println!("{{\"synced\":true}}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `status`.
+///
+/// # Errors
+/// Where the agent is away.
+pub fn status(client: &Client) -> anyhow::Result<ExitCode> {
+    let status: Status = ask(&client.socket, &Query::Status, ANSWER)?;
+    print(client, &status, || {
+        let summary = &status.summary;
+        let synced = match (&summary.error, summary.synced) {
+            (Some(error), _) => format!("no: {error}"),
+            (None, true) => "yes".to_owned(),
+            (None, false) => "not yet".to_owned(),
+        };
+        println!("node        {}", summary.node);
+        println!("synced      {synced}");
+        println!(
+            "last sync   {:.1} ms, {} operations; {} syncs, {} failures, {} repairs",
+            summary.last_sync_seconds * 1e3,
+            summary.last_sync_operations,
+            summary.syncs,
+            summary.failures,
+            summary.repairs
+        );
+        println!("services    {}", summary.services);
+        println!(
+            "policies    {} (generation {}; {} groups and {} sets on this node)",
+            summary.policies, summary.policy_generation, summary.policy.groups, summary.policy.sets
+        );
+        println!("pods        {} known", summary.pods);
+        println!("attachments {}", status.attachments.len());
+        for attachment in &status.attachments {
+            let ips: Vec<_> = attachment.ips.iter().map(ToString::to_string).collect();
+            let pod = attachment.pod.as_deref().unwrap_or("(no pod)");
+            let state = if attachment.programmed {
+                ""
+            } else {
+                "  closed: its pod is not known"
+            };
+            println!("  {pod}  {}{state}", ips.join(" "));
+        }
+        for problem in &status.problems {
+            println!("problem     {}: {}", problem.object, problem.reason);
+        }
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `services`.
+///
+/// # Errors
+/// Where the agent is away.
+pub fn services(client: &Client) -> anyhow::Result<ExitCode> {
+    let services: Vec<ServiceStatus> = ask(&client.socket, &Query::Services, ANSWER)?;
+    print(client, &services, || {
+        services.iter().for_each(|service| println!("{service}"))
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `policies`.
+///
+/// # Errors
+/// Where the agent is away.
+pub fn policies(client: &Client) -> anyhow::Result<ExitCode> {
+    let policies: Vec<PolicyStatus> = ask(&client.socket, &Query::Policies, ANSWER)?;
+    print(client, &policies, || {
+        for policy in &policies {
+            println!("{}", policy.policy);
+            for (direction, pods) in [
+                ("ingress", &policy.isolates_ingress),
+                ("egress", &policy.isolates_egress),
+            ] {
+                if !pods.is_empty() {
+                    println!("  isolates {direction}: {}", pods.join(" "));
+                }
+            }
+            for problem in &policy.problems {
+                println!("  problem: {problem}");
+            }
+        }
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `verify`: exit status 1 where something differs.
+///
+/// # Errors
+/// Where the agent is away or the kernel cannot be asked.
+pub fn verify(client: &Client) -> anyhow::Result<ExitCode> {
+    let differences: Vec<String> = ask(&client.socket, &Query::Verify, ANSWER)?;
+    print(client, &differences, || {
+        for difference in &differences {
+            println!("to repair: {difference}");
+        }
+        if differences.is_empty() {
+            println!("the kernel holds what is desired");
+        }
+    })?;
+    Ok(if differences.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn print(client: &Client, value: &impl Serialize, text: impl FnOnce()) -> anyhow::Result<()> {
+    match client.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(value)?),
+        Output::Text => text(),
+    }
+    Ok(())
+}
+
+fn ask<T: DeserializeOwned>(socket: &Path, query: &Query, timeout: Duration) -> anyhow::Result<T> {
+    let mut stream = UnixStream::connect(socket).with_context(|| {
+        format!(
+            "no agent answers on {}: is it running, and is this its --socket?",
+            socket.display()
+        )
+    })?;
+    stream.set_read_timeout(Some(timeout))?;
+    let mut line = serde_json::to_string(query)?;
+    line.push('\n');
+    stream
+        .write_all(line.as_bytes())
+        .context("cannot ask the agent")?;
+    let mut answer = String::new();
+    BufReader::new(stream)
+        .read_line(&mut answer)
+        .context("the agent does not answer")?;
+    let answer: Answer = serde_json::from_str(&answer).context("the agent's answer is no JSON")?;
+    if let Some(error) = answer.error {
+        bail!(error);
+    }
+    Ok(serde_json::from_value(answer.result.unwrap_or_default())?)
+}

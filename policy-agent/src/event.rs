@@ -1,0 +1,123 @@
+//! What sources tell the agent's owner: changes of objects, in one vocabulary
+//! for the Kubernetes API and for manifests.
+
+use std::fmt;
+
+use proxy::model::{EndpointSlice, ObjectKey, Service};
+
+use crate::model::{Namespace, NetworkPolicy, Node, Pod};
+
+/// The kinds of objects that a source feeds.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Kind {
+    /// `v1` Namespace.
+    Namespace,
+    /// `v1` Node.
+    Node,
+    /// `v1` Pod.
+    Pod,
+    /// `v1` Service.
+    Service,
+    /// `discovery.k8s.io/v1` EndpointSlice.
+    EndpointSlice,
+    /// `networking.k8s.io/v1` NetworkPolicy.
+    NetworkPolicy,
+}
+
+impl Kind {
+    /// Every kind, in the order in which a source may deliver them.
+    pub const ALL: [Self; 6] = [
+        Self::Namespace,
+        Self::Node,
+        Self::Pod,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::NetworkPolicy,
+    ];
+
+    /// Whether objects of the kind live in a namespace.
+    pub fn is_namespaced(self) -> bool {
+        !matches!(self, Self::Namespace | Self::Node)
+    }
+}
+
+/// An object of any kind, parsed.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Object {
+    /// A namespace with its labels.
+    Namespace(Namespace),
+    /// A node.
+    Node(Node),
+    /// A pod.
+    Pod(Pod),
+    /// A Service.
+    Service(Service),
+    /// A slice of endpoints.
+    EndpointSlice(EndpointSlice),
+    /// A policy.
+    NetworkPolicy(NetworkPolicy),
+}
+
+/// A change of the desired state.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Event {
+    /// The object is new or has changed.
+    Apply(Object),
+    /// The object is gone.
+    Delete(Kind, ObjectKey),
+    /// These are all objects of that kind: whatever else was known is gone. Sent
+    /// after the first list, also when it is empty, and after every relist that
+    /// contains no invalid object (one that does is told as single changes, because
+    /// the last good state of the invalid object has to stay). The first
+    /// transaction waits until every kind has had one.
+    Reset(Kind, Vec<Object>),
+    /// The object exists but cannot be used; `reason` names the field, the value
+    /// and what to do. Whatever was known of it before stays.
+    Invalid {
+        /// Kind of the object.
+        kind: Kind,
+        /// Its key.
+        key: ObjectKey,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Namespace => "Namespace",
+            Self::Node => "Node",
+            Self::Pod => "Pod",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::NetworkPolicy => "NetworkPolicy",
+        })
+    }
+}
+
+impl Object {
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Namespace(_) => Kind::Namespace,
+            Self::Node(_) => Kind::Node,
+            Self::Pod(_) => Kind::Pod,
+            Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::NetworkPolicy(_) => Kind::NetworkPolicy,
+        }
+    }
+
+    /// Its key; the namespace is empty for Namespaces and Nodes.
+    pub fn key(&self) -> ObjectKey {
+        match self {
+            Self::Namespace(namespace) => ObjectKey::new("", &namespace.name),
+            Self::Node(node) => ObjectKey::new("", &node.name),
+            Self::Pod(pod) => pod.key.clone(),
+            Self::Service(service) => service.key.clone(),
+            Self::EndpointSlice(slice) => slice.key.clone(),
+            Self::NetworkPolicy(policy) => policy.key.clone(),
+        }
+    }
+}

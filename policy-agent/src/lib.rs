@@ -1,0 +1,34 @@
+//! The agent: NetworkPolicy and Services of one node, on one nftables table.
+//!
+//! ```text
+//!  source (watch | files) ──Event──► runtime ──► owner ──► kernel
+//!  plugin ─────────Attachment──────►  (thread)    │ index, compile, proxy: pure
+//!  command line ──────Query────────►              └ desired, one transaction a sync
+//! ```
+//!
+//! - [`source`]: the Kubernetes API or a folder of manifests, as [`event::Event`]s of
+//!   [`model`] objects; Kubernetes types stop there.
+//! - [`index`], [`compile`], [`verdict`]: pure. The compiler writes policies into the desired
+//!   state; the verdict is the oracle that judges flows straight from the API's text, and
+//!   knows nothing of the compiler.
+//! - [`owner`]: the one owner of the desired state; [`runtime`] is its thread.
+//! - [`admin`], [`http`], [`health`]: what it shows; [`client`], [`args`], [`config`]: the
+//!   command line.
+
+pub mod admin;
+pub mod agent;
+pub mod args;
+pub mod cleanup;
+pub mod client;
+pub mod compile;
+pub mod config;
+pub mod event;
+pub mod health;
+pub mod http;
+pub mod index;
+pub mod model;
+pub mod owner;
+pub mod records;
+pub mod runtime;
+pub mod source;
+pub mod verdict;

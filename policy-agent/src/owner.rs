@@ -1,0 +1,431 @@
+//! The one owner of the desired state.
+//!
+//! Everything that changes goes through here, one thing at a time: events of the sources,
+//! attachments of the plugin, commits to the kernel. Nothing else writes the tables, so
+//! there are no locks and no order to get wrong. The owner does no IO but through
+//! [`Kernel`]; [`crate::runtime`] gives it its thread, its clock and its mailbox.
+//!
+//! ```text
+//!  Event, Attachment ──► Index ──► PolicyCompiler ─┐
+//!                          └─────► Proxy ──────────┴─► Desired ──► Transaction ──► Kernel
+//! ```
+
+mod commit;
+mod endpoints;
+mod status;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use dataplane::attachment::{Attachment, AttachmentKey};
+use dataplane::desired::Desired;
+use dataplane::kernel::Kernel;
+use dataplane::layout;
+use dataplane::layout::{BRIDGE, INET, policy, ports};
+use dataplane::object::Element;
+use proxy::model::{ObjectKey, Service};
+use proxy::{NodeIdentity, Proxy};
+
+use crate::compile::PolicyCompiler;
+use crate::event::{Event, Kind, Object};
+use crate::index::Index;
+use crate::model::Pod;
+
+pub use commit::SyncError;
+pub use status::{PolicyStatus, Problem, Status, Summary};
+
+/// Settings of the owner.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Name of this node's Node object.
+    pub node: String,
+    /// Compute endpoints from selectors for Services without EndpointSlices, as the
+    /// endpoint controller does in a cluster. For manifests.
+    pub compute_endpoints: bool,
+    /// Bridges that have pods even before the first attachment says so.
+    pub bridges: Vec<String>,
+}
+
+/// The owner.
+pub struct Owner<K> {
+    settings: Settings,
+    kernel: K,
+    index: Index,
+    policies: PolicyCompiler,
+    proxy: Proxy,
+    endpoints: endpoints::ComputedEndpoints,
+    desired: Desired,
+    /// That of the policies, see [`layout::policy`].
+    generation: u16,
+    /// Kinds that were listed in full.
+    listed: BTreeSet<Kind>,
+    /// Interfaces with pods, and the attachments behind each.
+    interfaces: BTreeMap<String, BTreeSet<AttachmentKey>>,
+    /// Objects that cannot be used, with the reason.
+    invalid: BTreeMap<(Kind, ObjectKey), String>,
+    /// Whether something has changed since the last sync.
+    dirty: bool,
+    progress: commit::Progress,
+}
+
+impl<K: Kernel> Owner<K> {
+    /// An owner that has seen nothing yet and leaves the kernel's tables as they are.
+    pub fn new(settings: Settings, kernel: K) -> Self {
+        Self {
+            policies: PolicyCompiler::new(&settings.node),
+            proxy: Proxy::new(NodeIdentity {
+                name: settings.node.clone(),
+                zone: None,
+            }),
+            settings,
+            kernel,
+            index: Index::new(),
+            endpoints: endpoints::ComputedEndpoints::default(),
+            desired: Desired::new(),
+            generation: 1,
+            listed: BTreeSet::new(),
+            interfaces: BTreeMap::new(),
+            invalid: BTreeMap::new(),
+            dirty: false,
+            progress: commit::Progress::default(),
+        }
+    }
+
+    /// Whether a sync has something to do.
+    pub const fn is_dirty(&self) -> bool {
+        self.dirty
+    }
+
+    /// Whether everything was listed: until then the tables are left alone.
+    pub fn has_listed_all(&self) -> bool {
+        self.listed.len() == Kind::ALL.len()
+    }
+
+    /// Takes a change of an object.
+    pub fn handle(&mut self, event: Event) {
+        self.dirty = true;
+        match event {
+            Event::Apply(object) => {
+                self.invalid.remove(&(object.kind(), object.key()));
+                self.apply(object);
+            }
+            Event::Delete(kind, key) => {
+                self.invalid.remove(&(kind, key.clone()));
+                self.delete(kind, &key);
+            }
+            Event::Reset(kind, objects) => {
+                let live: BTreeSet<_> = objects.iter().map(Object::key).collect();
+                for key in self.keys(kind) {
+                    if !live.contains(&key) {
+                        self.delete(kind, &key);
+                    }
+                }
+                self.invalid.retain(|(of, _), _| *of != kind);
+                for object in objects {
+                    self.apply(object);
+                }
+                self.listed.insert(kind);
+            }
+            Event::Invalid { kind, key, reason } => {
+                tracing::warn!(%kind, %key, reason, "object cannot be used");
+                self.invalid.insert((kind, key), reason);
+            }
+        }
+    }
+
+    fn apply(&mut self, object: Object) {
+        match object {
+            Object::Namespace(namespace) => {
+                let name = namespace.name.clone();
+                let old = self.index.namespaces.insert(name.clone(), namespace);
+                if old.as_ref() != self.index.namespaces.get(&name) {
+                    self.namespace_changed(&name);
+                }
+            }
+            Object::Node(node) => {
+                if node.name == self.settings.node {
+                    self.proxy.set_node(NodeIdentity {
+                        name: node.name.clone(),
+                        zone: node.zone().map(str::to_owned),
+                    });
+                }
+                self.index.nodes.insert(node.name.clone(), node);
+            }
+            Object::Pod(pod) => {
+                let key = pod.key.clone();
+                self.set_pod(&key, Some(pod));
+            }
+            Object::Service(service) => self.set_service(service),
+            Object::EndpointSlice(slice) => {
+                let owner = ObjectKey::new(&*slice.key.namespace, &*slice.service);
+                self.index.slices.insert(slice.key.clone(), slice.clone());
+                self.proxy.apply_slice(slice);
+                self.endpoints_changed(&owner);
+            }
+            Object::NetworkPolicy(policy) => {
+                let key = policy.key.clone();
+                if self.index.policies.get(&key) == Some(&policy) {
+                    return;
+                }
+                for problem in &policy.problems {
+                    tracing::warn!(policy = %key, problem, "part of a policy matches nothing");
+                }
+                self.index.policies.insert(key.clone(), policy);
+                self.policies.policy_changed(key);
+            }
+        }
+    }
+
+    fn delete(&mut self, kind: Kind, key: &ObjectKey) {
+        match kind {
+            Kind::Namespace => {
+                if self.index.namespaces.remove(&key.name).is_some() {
+                    self.namespace_changed(&key.name);
+                }
+            }
+            Kind::Node => {
+                self.index.nodes.remove(&key.name);
+            }
+            Kind::Pod => self.set_pod(key, None),
+            Kind::Service => {
+                self.index.services.remove(key);
+                self.proxy.remove_service(key);
+                self.endpoints_changed(key);
+            }
+            Kind::EndpointSlice => {
+                if let Some(slice) = self.index.slices.remove(key) {
+                    self.proxy.remove_slice(key);
+                    self.endpoints_changed(&ObjectKey::new(&*key.namespace, &*slice.service));
+                }
+            }
+            Kind::NetworkPolicy => {
+                if self.index.policies.remove(key).is_some() {
+                    self.policies.policy_changed(key.clone());
+                }
+            }
+        }
+    }
+
+    fn keys(&self, kind: Kind) -> Vec<ObjectKey> {
+        let unnamespaced = |name: &String| ObjectKey::new("", &**name);
+        match kind {
+            Kind::Namespace => self.index.namespaces.keys().map(unnamespaced).collect(),
+            Kind::Node => self.index.nodes.keys().map(unnamespaced).collect(),
+            Kind::Pod => self.index.pods.keys().cloned().collect(),
+            Kind::Service => self.index.services.keys().cloned().collect(),
+            Kind::EndpointSlice => self.index.slices.keys().cloned().collect(),
+            Kind::NetworkPolicy => self.index.policies.keys().cloned().collect(),
+        }
+    }
+
+    fn namespace_changed(&mut self, name: &str) {
+        let pods: Vec<_> = self
+            .index
+            .pods_in(name)
+            .map(|pod| pod.key.clone())
+            .collect();
+        self.policies.pods_changed(pods);
+    }
+
+    fn set_pod(&mut self, key: &ObjectKey, pod: Option<Pod>) {
+        if self.index.pods.get(key) == pod.as_ref() {
+            return;
+        }
+        self.computed_endpoints_of_pod(key);
+        let affected = self.index.set_pod(key, pod);
+        self.computed_endpoints_of_pod(key);
+        self.policies.pods_changed(affected);
+    }
+
+    fn set_service(&mut self, service: Service) {
+        let key = service.key.clone();
+        self.index.services.insert(key.clone(), service.clone());
+        self.proxy.apply_service(service);
+        self.endpoints_changed(&key);
+    }
+
+    /// Admits an attachment's addresses. They stay closed until their pod is known.
+    pub fn attach(&mut self, attachment: Attachment) {
+        if self.index.attachments().get(&attachment.key) == Some(&attachment) {
+            return;
+        }
+        self.forget_port(&attachment.key);
+        self.dirty = true;
+        if self.desired.ruleset().tables.is_empty() {
+            // The layout comes with the first sync, which goes through the index.
+            self.note_attachment(attachment);
+            return;
+        }
+        self.want_port(&attachment);
+        self.note_attachment(attachment);
+    }
+
+    fn note_attachment(&mut self, attachment: Attachment) {
+        let addresses = attachment.ips.clone();
+        let affected = self.index.attach(attachment);
+        self.attachments_changed(affected, addresses);
+    }
+
+    /// Forgets an attachment. Returns whether there was one.
+    pub fn detach(&mut self, key: &AttachmentKey) -> bool {
+        let Some(attachment) = self.index.attachments().get(key) else {
+            return false;
+        };
+        let addresses = attachment.ips.clone();
+        self.forget_port(key);
+        let affected = self.index.detach(key);
+        self.attachments_changed(affected, addresses);
+        self.dirty = true;
+        true
+    }
+
+    fn attachments_changed(&mut self, pods: BTreeSet<ObjectKey>, addresses: Vec<std::net::IpAddr>) {
+        for pod in &pods {
+            self.computed_endpoints_of_pod(pod);
+        }
+        self.policies.pods_changed(pods);
+        self.policies.addresses_changed(addresses);
+    }
+
+    /// The elements that let a port send.
+    fn want_port(&mut self, attachment: &Attachment) {
+        let comment = attachment
+            .pod
+            .as_ref()
+            .map(|pod| format!("{}/{}", pod.namespace, pod.name))
+            .unwrap_or_default();
+        for (family, key) in ports::senders(attachment) {
+            let element = Element::member().with_comment(&comment);
+            self.desired
+                .insert(&BRIDGE, ports::SENDERS.of(family), key, element);
+        }
+        if let Some(bridge) = &attachment.bridge {
+            let users = self.interfaces.entry(bridge.clone()).or_default();
+            users.insert(attachment.key.clone());
+            let key = ports::interface_key(bridge);
+            self.desired
+                .insert(&INET, &ports::PORTS_OF_POD, key, Element::member());
+        }
+    }
+
+    fn forget_port(&mut self, key: &AttachmentKey) {
+        let Some(attachment) = self.index.attachments().get(key) else {
+            return;
+        };
+        if self.desired.ruleset().tables.is_empty() {
+            return;
+        }
+        for (family, key) in ports::senders(attachment) {
+            self.desired
+                .remove(&BRIDGE, ports::SENDERS.of(family), &key);
+        }
+        let Some(bridge) = &attachment.bridge else {
+            return;
+        };
+        let Some(users) = self.interfaces.get_mut(bridge) else {
+            return;
+        };
+        users.remove(key);
+        // A bridge of the settings stays closed to unknown pods without any attachment.
+        if users.is_empty() && !self.settings.bridges.contains(bridge) {
+            self.interfaces.remove(bridge);
+            let key = ports::interface_key(bridge);
+            self.desired.remove(&INET, &ports::PORTS_OF_POD, &key);
+        }
+    }
+
+    /// Whether the attachment's addresses are bound to their policies in the kernel.
+    pub fn is_programmed(&self, key: &AttachmentKey) -> bool {
+        let attachment = self.index.attachments().get(key);
+        attachment
+            .is_some_and(|attachment| self.is_synced() && self.policies.are_bound(&attachment.ips))
+    }
+
+    /// Writes what has changed into the kernel.
+    ///
+    /// # Errors
+    /// See [`SyncError`]; what was not written is tried again by the next sync.
+    pub fn sync(&mut self) -> Result<(), SyncError> {
+        if !self.has_listed_all() {
+            return Err(SyncError::NotListed(self.missing_lists()));
+        }
+        let started = Instant::now();
+        let result = self.compile_and_commit();
+        self.progress.finished(started, &result);
+        result
+    }
+
+    fn missing_lists(&self) -> Vec<Kind> {
+        let missing = Kind::ALL
+            .into_iter()
+            .filter(|kind| !self.listed.contains(kind));
+        missing.collect()
+    }
+
+    fn compile_and_commit(&mut self) -> Result<(), SyncError> {
+        if self.desired.ruleset().tables.is_empty() {
+            self.adopt()?;
+        }
+        self.compute_endpoints();
+        self.proxy.sync(&mut self.desired);
+        if self.policies.sync(&self.index, &mut self.desired) {
+            self.raise_generation();
+        }
+        self.dirty = false;
+        let committed = self.commit();
+        if committed.is_err() {
+            self.dirty = true;
+            return committed;
+        }
+        // Orphaned slots go one commit later.
+        self.dirty = self.proxy.committed();
+        Ok(())
+    }
+
+    /// Wants the static layout and what the attachments need, and takes what the kernel
+    /// holds as the state to start from.
+    fn adopt(&mut self) -> Result<(), SyncError> {
+        let observed = self.observe()?;
+        if let Some(generation) = policy::generation(&observed) {
+            self.generation = generation;
+        }
+        layout::install(&mut self.desired, self.generation);
+        for bridge in self.settings.bridges.clone() {
+            self.interfaces.entry(bridge.clone()).or_default();
+            let key = ports::interface_key(&bridge);
+            self.desired
+                .insert(&INET, &ports::PORTS_OF_POD, key, Element::member());
+        }
+        let attachments: Vec<_> = self.index.attachments().values().cloned().collect();
+        for attachment in &attachments {
+            self.want_port(attachment);
+        }
+        self.keep_balancers(&observed);
+        self.proxy.adopt(&observed);
+        self.progress.adopting(&observed);
+        self.desired.observe(observed);
+        Ok(())
+    }
+
+    /// Balancing chains stay once they are made, also over a restart: packets and
+    /// conntrack need no chain, but removing one costs older kernels a second batch.
+    fn keep_balancers(&mut self, observed: &dataplane::object::Ruleset) {
+        let chains = observed
+            .tables
+            .get(&*INET)
+            .into_iter()
+            .flat_map(|table| table.chains.keys());
+        for slots in chains.filter_map(|name| layout::services::slots_of_chain(name)) {
+            layout::services::want_random_chain(&mut self.desired, slots);
+        }
+    }
+
+    fn raise_generation(&mut self) {
+        // 0 is the mark of flows that nobody has judged.
+        self.generation = self.generation.checked_add(1).unwrap_or(1);
+        policy::set_generation(&mut self.desired, self.generation);
+    }
+}
+
+#[cfg(test)]
+mod tests;

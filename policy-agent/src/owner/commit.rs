@@ -1,0 +1,250 @@
+//! Commits: chunks, refused operations, changes by others.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant, SystemTime};
+
+use dataplane::diff::diff;
+use dataplane::kernel::{CommitError, Kernel, KernelError, Rejection};
+use dataplane::layout;
+use dataplane::layout::policy;
+use dataplane::object::Ruleset;
+use dataplane::transaction::{Operation, Transaction};
+
+use super::Owner;
+use crate::event::Kind;
+
+/// Elements of one commit: 30,000 hold the netfilter lock for 0.1 s, and other users of
+/// nftables wait for it.
+const CHUNK: usize = 15_000;
+
+/// Each round takes out what the kernel has blamed; a message names one element at a time.
+const ROUNDS: usize = 64;
+
+/// Why the kernel does not hold what is desired.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// The first sync waits until everything was listed.
+    #[error("waiting for the first list of {}", names(.0))]
+    NotListed(Vec<Kind>),
+    /// The kernel refuses the static rules or cannot be told.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// The kernel cannot be asked.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+fn names(kinds: &[Kind]) -> String {
+    let names: Vec<_> = kinds.iter().map(ToString::to_string).collect();
+    names.join(", ")
+}
+
+/// What has come of the syncs so far.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// When the kernel last held what was desired.
+    pub(super) last_success: Option<SystemTime>,
+    /// Why it does not now.
+    pub(super) error: Option<String>,
+    /// Successful syncs.
+    pub(super) syncs: u64,
+    /// Failed ones.
+    pub(super) failures: u64,
+    /// How long the last took.
+    pub(super) last_duration: Duration,
+    /// Operations of the last, elements counted one by one.
+    pub(super) last_operations: usize,
+    /// Times that somebody else had changed our tables.
+    pub(super) repairs: u64,
+    /// Objects that the kernel refuses, with its words.
+    pub(super) refused: BTreeMap<String, String>,
+    /// Generation of the kernel's ruleset after our last look at it.
+    kernel_generation: u32,
+    /// The tables were there before the first sync of this process.
+    adopting: bool,
+}
+
+impl Progress {
+    pub(super) const fn is_synced(&self) -> bool {
+        self.last_success.is_some() && self.error.is_none()
+    }
+
+    pub(super) fn adopting(&mut self, observed: &Ruleset) {
+        self.adopting = !observed.tables.is_empty();
+    }
+
+    pub(super) fn finished(&mut self, started: Instant, result: &Result<(), SyncError>) {
+        self.last_duration = started.elapsed();
+        match result {
+            Ok(()) => {
+                self.last_success = Some(SystemTime::now());
+                self.error = None;
+                self.syncs += 1;
+            }
+            Err(error) => {
+                self.error = Some(error.to_string());
+                self.failures += 1;
+            }
+        }
+    }
+}
+
+impl<K: Kernel> Owner<K> {
+    /// What the kernel holds of our tables, and which of its generations that is.
+    pub(super) fn observe(&mut self) -> Result<Ruleset, KernelError> {
+        // Asked first: a change during the dump is then noticed by the next look.
+        self.progress.kernel_generation = self.kernel.generation()?;
+        self.kernel.dump(&layout::tables())
+    }
+
+    /// Commits what is not applied.
+    pub(super) fn commit(&mut self) -> Result<(), SyncError> {
+        if std::mem::take(&mut self.progress.adopting) && !self.desired.transaction().is_empty() {
+            // What was allowed under the rules found may not be any more.
+            self.raise_generation();
+        }
+        self.progress.last_operations = 0;
+        for _ in 0..ROUNDS {
+            let transaction = self.desired.transaction();
+            match self.commit_chunks(transaction) {
+                Ok(()) => {
+                    self.desired.committed();
+                    return Ok(());
+                }
+                Err((transaction, CommitError::Rejected(rejections))) => {
+                    self.take_out(&transaction, rejections)?;
+                }
+                Err((_, error @ CommitError::Kernel(_))) => {
+                    self.look_again();
+                    return Err(error.into());
+                }
+            }
+        }
+        self.look_again();
+        Err(SyncError::Commit(CommitError::Rejected(Vec::new())))
+    }
+
+    fn commit_chunks(
+        &mut self,
+        transaction: Transaction,
+    ) -> Result<(), (Transaction, CommitError)> {
+        let chunks = transaction.chunks(CHUNK);
+        let several = chunks.len() > 1;
+        for chunk in chunks {
+            if chunk.is_empty() {
+                continue;
+            }
+            tracing::debug!(operations = chunk.operations.len(), "commit\n{chunk}");
+            let count = chunk.operations.len() + chunk.element_operations();
+            if let Err(error) = self.kernel.commit(&chunk) {
+                if several {
+                    // Earlier chunks are in: what is not is found out by a dump.
+                    self.look_again();
+                }
+                return Err((chunk, error));
+            }
+            self.progress.kernel_generation = self.progress.kernel_generation.wrapping_add(1);
+            self.progress.last_operations += count;
+        }
+        Ok(())
+    }
+
+    /// What is applied is not known: compares with the kernel before the next commit.
+    fn look_again(&mut self) {
+        match self.observe() {
+            Ok(observed) => self.desired.observe(observed),
+            Err(error) => tracing::error!(%error, "the tables cannot be read"),
+        }
+    }
+
+    /// Leaves out of the desired state what the kernel refuses, so that the rest goes
+    /// through. A policy group that is refused becomes an empty chain: closed.
+    fn take_out(
+        &mut self,
+        transaction: &Transaction,
+        rejections: Vec<Rejection>,
+    ) -> Result<(), SyncError> {
+        for rejection in &rejections {
+            let operation = rejection
+                .operation
+                .and_then(|i| transaction.operations.get(i));
+            let what = match operation {
+                Some(
+                    Operation::AddElements {
+                        table,
+                        set,
+                        elements,
+                    }
+                    | Operation::DeleteElements {
+                        table,
+                        set,
+                        elements,
+                    },
+                ) => {
+                    let blamed = elements.get(rejection.elements.clone()).unwrap_or_default();
+                    for (key, _) in blamed {
+                        self.desired.revert(table, set, key);
+                    }
+                    let keys = blamed
+                        .iter()
+                        .map(|(key, _)| self.desired.print_key(table, set, key));
+                    let keys: Vec<_> = keys.collect();
+                    format!("{set} {}", keys.join(", "))
+                }
+                Some(Operation::AddRule { table, chain, .. }) if policy::is_group(chain) => {
+                    self.desired
+                        .chain(table, chain, dataplane::object::Chain::default());
+                    chain.to_string()
+                }
+                _ => {
+                    self.look_again();
+                    return Err(SyncError::Commit(CommitError::Rejected(rejections)));
+                }
+            };
+            tracing::error!(object = %what, error = %rejection, "left out: the kernel refuses it");
+            self.progress.refused.insert(what, rejection.to_string());
+        }
+        Ok(())
+    }
+
+    /// Looks whether somebody else has changed the tables, and repairs them. Cheap while
+    /// nobody has. Returns whether there was something to repair.
+    ///
+    /// # Errors
+    /// See [`SyncError`].
+    pub fn check(&mut self) -> Result<bool, SyncError> {
+        if !self.progress.is_synced()
+            || self.kernel.generation()? == self.progress.kernel_generation
+        {
+            return Ok(false);
+        }
+        let observed = self.observe()?;
+        let drift = diff(&observed, self.desired.ruleset());
+        if drift.is_empty() {
+            // Changes of other tables.
+            return Ok(false);
+        }
+        tracing::warn!(
+            operations = drift.operations.len(),
+            "somebody else has changed our tables, repairing\n{drift}"
+        );
+        self.progress.repairs += 1;
+        self.desired.observe(observed);
+        // Flows may have been allowed meanwhile that must not be.
+        self.raise_generation();
+        let started = Instant::now();
+        let result = self.commit();
+        self.progress.finished(started, &result);
+        result.map(|()| true)
+    }
+
+    /// What would have to be done for the kernel to hold what is desired; empty where it
+    /// does.
+    ///
+    /// # Errors
+    /// Where the kernel cannot be asked.
+    pub fn verify(&mut self) -> Result<Transaction, SyncError> {
+        let observed = self.kernel.dump(&layout::tables())?;
+        Ok(diff(&observed, self.desired.ruleset()))
+    }
+}

@@ -1,0 +1,79 @@
+//! Endpoints from selectors, where no EndpointSlice says them.
+//!
+//! In a cluster a controller writes EndpointSlices. Manifests rarely have them, so the
+//! owner does the controller's part, for Services with a selector and without slices.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dataplane::kernel::Kernel;
+use proxy::model::ObjectKey;
+
+use super::Owner;
+use crate::source::endpoints::{selects, slices_for};
+
+/// What was computed, and what must be again.
+#[derive(Debug, Default)]
+pub(super) struct ComputedEndpoints {
+    dirty: BTreeSet<ObjectKey>,
+    /// Keys of the slices given to the proxy, by Service.
+    slices: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
+}
+
+impl<K: Kernel> Owner<K> {
+    /// The Service, its selector or its slices have changed.
+    pub(super) fn endpoints_changed(&mut self, service: &ObjectKey) {
+        if self.settings.compute_endpoints {
+            self.endpoints.dirty.insert(service.clone());
+        }
+    }
+
+    /// The pod has changed, or is about to: Services that select it as it is now.
+    pub(super) fn computed_endpoints_of_pod(&mut self, pod: &ObjectKey) {
+        if !self.settings.compute_endpoints {
+            return;
+        }
+        let Some(pod) = self.index.pods.get(pod) else {
+            return;
+        };
+        let services = self.index.services_in(&pod.key.namespace);
+        let selecting = services.filter(|service| selects(service, pod));
+        self.endpoints
+            .dirty
+            .extend(selecting.map(|service| service.key.clone()));
+    }
+
+    /// Computes what has changed and tells the proxy.
+    pub(super) fn compute_endpoints(&mut self) {
+        for key in std::mem::take(&mut self.endpoints.dirty) {
+            let is_given = self
+                .index
+                .slices
+                .values()
+                .any(|slice| slice.key.namespace == key.namespace && slice.service == key.name);
+            let service = self.index.services.get(&key).filter(|_| !is_given);
+            let slices = service.map(|service| {
+                slices_for(
+                    service,
+                    self.index.pods_in(&key.namespace),
+                    |pod| self.index.addresses(pod),
+                    |node| {
+                        let node = self.index.nodes.get(node)?;
+                        node.zone().map(str::to_owned)
+                    },
+                )
+            });
+            let slices = slices.unwrap_or_default();
+            let now: BTreeSet<_> = slices.iter().map(|slice| slice.key.clone()).collect();
+            let before = self.endpoints.slices.remove(&key).unwrap_or_default();
+            for gone in before.difference(&now) {
+                self.proxy.remove_slice(gone);
+            }
+            for slice in slices {
+                self.proxy.apply_slice(slice);
+            }
+            if !now.is_empty() {
+                self.endpoints.slices.insert(key, now);
+            }
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! What the owner tells about itself.
+
+use std::net::IpAddr;
+use std::time::UNIX_EPOCH;
+
+use dataplane::kernel::Kernel;
+use proxy::ServiceStatus;
+use serde::{Deserialize, Serialize};
+
+use super::Owner;
+use crate::compile::PolicySummary;
+use crate::source::manifests;
+
+/// The state of the agent in one document.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Numbers.
+    #[serde(flatten)]
+    pub summary: Summary,
+    /// Attachments of this node, and which of them are open to their policies.
+    pub attachments: Vec<AttachmentStatus>,
+    /// Everything that is wrong with an object, by its kind and key.
+    pub problems: Vec<Problem>,
+}
+
+/// The part of the state that costs nothing to gather.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Summary {
+    /// Name of the node.
+    pub node: String,
+    /// Whether the kernel holds everything that is desired.
+    pub synced: bool,
+    /// Why it does not.
+    pub error: Option<String>,
+    /// Seconds since the epoch at which it last did.
+    pub last_sync: Option<f64>,
+    /// Duration of the last sync in seconds.
+    pub last_sync_seconds: f64,
+    /// Operations of the last sync, elements counted one by one.
+    pub last_sync_operations: usize,
+    /// Successful syncs.
+    pub syncs: u64,
+    /// Failed syncs.
+    pub failures: u64,
+    /// Times that somebody else had changed our tables and they were repaired.
+    pub repairs: u64,
+    /// Generation of the policies.
+    pub policy_generation: u16,
+    /// Number of Services.
+    pub services: usize,
+    /// Number of policies.
+    pub policies: usize,
+    /// Number of pods that are known.
+    pub pods: usize,
+    /// Number of attachments that are closed because their pod is not known.
+    pub unprogrammed: usize,
+    /// Number of objects that cannot be used or that the kernel refuses.
+    pub unusable: usize,
+    /// What of the policies is on this node.
+    pub policy: PolicySummary,
+}
+
+/// An attachment of this node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AttachmentStatus {
+    /// Network, container and interface.
+    pub attachment: String,
+    /// The pod, `namespace/name`.
+    pub pod: Option<String>,
+    /// Its addresses.
+    pub ips: Vec<IpAddr>,
+    /// Whether its policies are in the kernel; while not, it is closed.
+    pub programmed: bool,
+}
+
+/// Something that is wrong with an object.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Problem {
+    /// `Kind namespace/name`.
+    pub object: String,
+    /// What is wrong and what to do.
+    pub reason: String,
+}
+
+impl From<&manifests::Problem> for Problem {
+    fn from(problem: &manifests::Problem) -> Self {
+        let object = problem.object.as_ref();
+        let object = object.map(|(kind, key)| format!(" {kind} {key}"));
+        Self {
+            object: format!("{}{}", problem.file.display(), object.unwrap_or_default()),
+            reason: problem.message.clone(),
+        }
+    }
+}
+
+/// A policy as this node sees it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyStatus {
+    /// `namespace/name`.
+    pub policy: String,
+    /// Pods of this node that it isolates against ingress.
+    pub isolates_ingress: Vec<String>,
+    /// Pods of this node that it isolates against egress.
+    pub isolates_egress: Vec<String>,
+    /// What of it could not be understood.
+    pub problems: Vec<String>,
+}
+
+impl<K: Kernel> Owner<K> {
+    /// The state in one document.
+    pub fn status(&self) -> Status {
+        let attachments = self
+            .index
+            .attachments()
+            .values()
+            .map(|attachment| AttachmentStatus {
+                attachment: attachment.key.to_string(),
+                pod: attachment
+                    .pod
+                    .as_ref()
+                    .map(|pod| format!("{}/{}", pod.namespace, pod.name)),
+                ips: attachment.ips.clone(),
+                programmed: self.is_programmed(&attachment.key),
+            });
+        Status {
+            summary: self.summary(),
+            attachments: attachments.collect(),
+            problems: self.problems(),
+        }
+    }
+
+    /// The numbers of the state.
+    pub fn summary(&self) -> Summary {
+        let progress = &self.progress;
+        let since_epoch = |time: std::time::SystemTime| {
+            let duration = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+            duration.as_secs_f64()
+        };
+        let attachments = self.index.attachments().values();
+        let unprogrammed = attachments.filter(|at| !self.policies.are_bound(&at.ips));
+        Summary {
+            node: self.settings.node.clone(),
+            synced: self.is_synced(),
+            error: progress.error.clone(),
+            last_sync: progress.last_success.map(since_epoch),
+            last_sync_seconds: progress.last_duration.as_secs_f64(),
+            last_sync_operations: progress.last_operations,
+            syncs: progress.syncs,
+            failures: progress.failures,
+            repairs: progress.repairs,
+            policy_generation: self.generation,
+            services: self.index.services.len(),
+            policies: self.index.policies.len(),
+            pods: self.index.pods.len(),
+            unprogrammed: unprogrammed.count(),
+            unusable: self.invalid.len() + progress.refused.len(),
+            policy: self.policies.summary(),
+        }
+    }
+
+    /// Whether the kernel holds everything that is desired.
+    pub fn is_synced(&self) -> bool {
+        self.progress.is_synced() && !self.dirty
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        let invalid = self.invalid.iter().map(|((kind, key), reason)| Problem {
+            object: format!("{kind} {key}"),
+            reason: reason.clone(),
+        });
+        let in_policies = self.index.policies.values().flat_map(|policy| {
+            policy.problems.iter().map(|reason| Problem {
+                object: format!("NetworkPolicy {}", policy.key),
+                reason: reason.clone(),
+            })
+        });
+        let of_services = self.proxy.services().flat_map(|service| {
+            let object = format!("Service {}", service.key);
+            service.problems.into_iter().map(move |reason| Problem {
+                object: object.clone(),
+                reason,
+            })
+        });
+        let refused = self
+            .progress
+            .refused
+            .iter()
+            .map(|(object, reason)| Problem {
+                object: object.clone(),
+                reason: reason.clone(),
+            });
+        invalid
+            .chain(in_policies)
+            .chain(of_services)
+            .chain(refused)
+            .collect()
+    }
+
+    /// The Services with their frontends and endpoints.
+    pub fn services(&self) -> Vec<ServiceStatus> {
+        self.proxy.services().collect()
+    }
+
+    /// The policies with the pods of this node that they isolate.
+    pub fn policies(&self) -> Vec<PolicyStatus> {
+        let isolated = |key: &proxy::model::ObjectKey| self.policies.isolated_by(key);
+        let policies = self.index.policies.values();
+        policies
+            .map(|policy| {
+                let [egress, ingress] = isolated(&policy.key);
+                PolicyStatus {
+                    policy: policy.key.to_string(),
+                    isolates_ingress: ingress,
+                    isolates_egress: egress,
+                    problems: policy.problems.clone(),
+                }
+            })
+            .collect()
+    }
+}

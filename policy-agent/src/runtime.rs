@@ -1,0 +1,359 @@
+//! The owner's thread: its mailbox, its clock, and who waits for it.
+//!
+//! Commits block for as long as the kernel takes, up to a tenth of a second for a cold
+//! start, so the owner has a thread of its own beside the asynchronous tasks that feed it.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use dataplane::attachment::{Attachment, AttachmentKey};
+use dataplane::kernel::Kernel;
+use proxy::ServiceStatus;
+use tokio::sync::oneshot;
+
+use crate::event::Event;
+use crate::health::Health;
+use crate::owner::{Owner, PolicyStatus, Problem, Status};
+use crate::source::manifests::ManifestDir;
+
+/// A sync waits this long after the last change, so that a burst is one transaction...
+const QUIET: Duration = Duration::from_millis(10);
+/// ...but not longer than this after the first.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// After a failed sync, doubled each time up to [`RETRY_MAX`].
+const RETRY: Duration = Duration::from_millis(500);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// How often the kernel's tables are looked at for changes by others.
+const CHECK: Duration = Duration::from_millis(500);
+
+/// What the owner's thread is told.
+pub enum Mail {
+    /// An object has changed.
+    Event(Event),
+    /// The manifests may have changed.
+    Rescan,
+    /// Somebody asks.
+    Call(Call),
+    /// Nothing: whoever sends it wants to know whether it can be sent.
+    Ping,
+    /// End. The tables stay as they are.
+    Stop,
+}
+
+/// A question, and where the answer goes; nobody may be there any more to get it.
+pub enum Call {
+    /// Admit an attachment; answered when it is programmed, or at the deadline.
+    Attach {
+        /// What the plugin creates.
+        attachment: Box<Attachment>,
+        /// When to answer at the latest.
+        deadline: Instant,
+        /// `true`: programmed; `false`: closed until its pod is known.
+        reply: oneshot::Sender<Result<bool, String>>,
+    },
+    /// Forget an attachment; answered when its addresses are out of the kernel.
+    Detach {
+        /// What the plugin removes.
+        key: AttachmentKey,
+        /// When to answer at the latest.
+        deadline: Instant,
+        /// Answer.
+        reply: oneshot::Sender<Result<bool, String>>,
+    },
+    /// Answered when everything that was visible before is in the kernel.
+    Wait {
+        /// When to answer at the latest.
+        deadline: Instant,
+        /// Answer.
+        reply: oneshot::Sender<Result<bool, String>>,
+    },
+    /// The state in one document.
+    Status(oneshot::Sender<Status>),
+    /// The Services.
+    Services(oneshot::Sender<Vec<ServiceStatus>>),
+    /// The policies.
+    Policies(oneshot::Sender<Vec<PolicyStatus>>),
+    /// What differs between the kernel and the desired state, a line each.
+    Verify(oneshot::Sender<Result<Vec<String>, String>>),
+}
+
+/// Somebody who waits for a sync.
+struct Waiter {
+    /// Wait for this attachment to be programmed, not only for the sync.
+    attachment: Option<AttachmentKey>,
+    deadline: Instant,
+    reply: oneshot::Sender<Result<bool, String>>,
+}
+
+struct Runtime<K> {
+    owner: Owner<K>,
+    manifests: Option<ManifestDir>,
+    mailbox: Receiver<Mail>,
+    health: Health,
+    waiters: Vec<Waiter>,
+    /// When the oldest and the newest change came that are not synced.
+    changed: Option<(Instant, Instant)>,
+    /// Somebody waits: sync without debounce.
+    urgent: bool,
+    retry: Option<(Instant, Duration)>,
+    last_error: Option<String>,
+}
+
+/// Starts the thread. It ends when it is told to or when nobody can tell it anything
+/// any more.
+///
+/// # Errors
+/// Where there is no thread to be had.
+pub fn start<K: Kernel + Send + 'static>(
+    owner: Owner<K>,
+    manifests: Option<ManifestDir>,
+    health: Health,
+) -> std::io::Result<(Sender<Mail>, JoinHandle<()>)> {
+    let (sender, mailbox) = channel();
+    let runtime = Runtime {
+        owner,
+        manifests,
+        mailbox,
+        health,
+        waiters: Vec::new(),
+        changed: None,
+        urgent: false,
+        retry: None,
+        last_error: None,
+    };
+    let thread = std::thread::Builder::new()
+        .name("owner".into())
+        .spawn(move || runtime.run())?;
+    Ok((sender, thread))
+}
+
+impl<K: Kernel> Runtime<K> {
+    fn run(mut self) {
+        self.rescan();
+        let mut next_check = Instant::now() + CHECK;
+        loop {
+            self.sync_if_due();
+            self.answer_waiters();
+            if Instant::now() >= next_check {
+                self.check();
+                next_check = Instant::now() + CHECK;
+            }
+            self.health.publish(&self.owner.summary());
+
+            let mut wake = next_check.min(self.sync_due().unwrap_or(next_check));
+            wake = self
+                .waiters
+                .iter()
+                .fold(wake, |wake, waiter| wake.min(waiter.deadline));
+            let sleep = wake.saturating_duration_since(Instant::now());
+            match self.mailbox.recv_timeout(sleep) {
+                Ok(Mail::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(mail) => self.take(mail),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            // Everything that is there already belongs to the same transaction.
+            while let Ok(mail) = self.mailbox.try_recv() {
+                if matches!(mail, Mail::Stop) {
+                    return;
+                }
+                self.take(mail);
+            }
+        }
+    }
+
+    fn take(&mut self, mail: Mail) {
+        match mail {
+            Mail::Event(event) => {
+                self.owner.handle(event);
+                self.note_change();
+            }
+            Mail::Rescan => self.rescan(),
+            Mail::Call(call) => self.call(call),
+            Mail::Ping => {}
+            Mail::Stop => unreachable!("the loop ends at it"),
+        }
+    }
+
+    fn rescan(&mut self) {
+        let events = self
+            .manifests
+            .as_mut()
+            .map(ManifestDir::scan)
+            .unwrap_or_default();
+        for event in events {
+            self.owner.handle(event);
+            self.note_change();
+        }
+    }
+
+    fn note_change(&mut self) {
+        let now = Instant::now();
+        let first = self.changed.map_or(now, |(first, _)| first);
+        self.changed = Some((first, now));
+    }
+
+    fn call(&mut self, call: Call) {
+        match call {
+            Call::Attach {
+                attachment,
+                deadline,
+                reply,
+            } => {
+                let key = attachment.key.clone();
+                tracing::info!(attachment = %key, ips = ?attachment.ips, "attach");
+                self.owner.attach(*attachment);
+                self.wait_for(Some(key), deadline, reply);
+            }
+            Call::Detach {
+                key,
+                deadline,
+                reply,
+            } => {
+                let known = self.owner.detach(&key);
+                tracing::info!(attachment = %key, known, "detach");
+                if known {
+                    self.wait_for(None, deadline, reply);
+                } else {
+                    answer(reply, Ok(true));
+                }
+            }
+            Call::Wait { deadline, reply } => {
+                self.rescan();
+                self.wait_for(None, deadline, reply);
+            }
+            Call::Status(reply) => {
+                let mut status = self.owner.status();
+                // Those that are about an object came as its event, too.
+                for problem in self.manifests.iter().flat_map(ManifestDir::problems) {
+                    if !status
+                        .problems
+                        .iter()
+                        .any(|known| known.reason == problem.message)
+                    {
+                        status.problems.push(Problem::from(problem));
+                    }
+                }
+                answer(reply, status);
+            }
+            Call::Services(reply) => answer(reply, self.owner.services()),
+            Call::Policies(reply) => answer(reply, self.owner.policies()),
+            Call::Verify(reply) => {
+                let differences = self.owner.verify().map_err(|error| error.to_string());
+                let lines = |differences: dataplane::transaction::Transaction| {
+                    differences
+                        .operations
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect()
+                };
+                answer(reply, differences.map(lines));
+            }
+        }
+    }
+
+    fn wait_for(
+        &mut self,
+        attachment: Option<AttachmentKey>,
+        deadline: Instant,
+        reply: oneshot::Sender<Result<bool, String>>,
+    ) {
+        self.waiters.push(Waiter {
+            attachment,
+            deadline,
+            reply,
+        });
+        self.urgent = true;
+    }
+
+    /// When the next sync is to be, if there is one to do.
+    fn sync_due(&self) -> Option<Instant> {
+        if !self.owner.is_dirty() || !self.owner.has_listed_all() {
+            return None;
+        }
+        let now = Instant::now();
+        let debounced = match self.changed {
+            _ if self.urgent => now,
+            Some((first, last)) => (first + PATIENCE).min(last + QUIET),
+            None => now,
+        };
+        Some(match self.retry {
+            Some((at, _)) => debounced.max(at),
+            None => debounced,
+        })
+    }
+
+    fn sync_if_due(&mut self) {
+        // A second sync takes away what the first has orphaned.
+        while self.sync_due().is_some_and(|due| due <= Instant::now()) {
+            self.changed = None;
+            match self.owner.sync() {
+                Ok(()) => {
+                    if self.last_error.take().is_some() {
+                        tracing::info!("the kernel holds the desired state again");
+                    }
+                    self.retry = None;
+                    let summary = self.owner.summary();
+                    tracing::debug!(
+                        seconds = summary.last_sync_seconds,
+                        operations = summary.last_sync_operations,
+                        "synced"
+                    );
+                    self.health.synced(&summary);
+                }
+                Err(error) => {
+                    let error = error.to_string();
+                    if self.last_error.as_ref() != Some(&error) {
+                        tracing::error!(%error, "sync failed, trying again");
+                    }
+                    self.last_error = Some(error);
+                    let pause = self
+                        .retry
+                        .map_or(RETRY, |(_, pause)| (pause * 2).min(RETRY_MAX));
+                    self.retry = Some((Instant::now() + pause, pause));
+                }
+            }
+        }
+        self.urgent = false;
+    }
+
+    fn check(&mut self) {
+        if let Err(error) = self.owner.check() {
+            tracing::error!(%error, "the tables cannot be checked");
+        }
+    }
+
+    fn answer_waiters(&mut self) {
+        let synced = self.owner.is_synced();
+        let now = Instant::now();
+        for waiter in std::mem::take(&mut self.waiters) {
+            let programmed = waiter
+                .attachment
+                .as_ref()
+                .is_none_or(|key| self.owner.is_programmed(key));
+            if synced && programmed {
+                answer(waiter.reply, Ok(true));
+            } else if waiter.deadline > now {
+                self.waiters.push(waiter);
+            } else if synced {
+                answer(waiter.reply, Ok(false));
+            } else {
+                answer(waiter.reply, Err(self.why_not_synced()));
+            }
+        }
+    }
+
+    fn why_not_synced(&mut self) -> String {
+        if !self.owner.has_listed_all() {
+            let error = self.owner.sync().err().map(|error| error.to_string());
+            return error.unwrap_or_default();
+        }
+        let error = self.last_error.clone();
+        error.unwrap_or_else(|| "the deadline passed before the sync was done".to_owned())
+    }
+}
+
+/// Whoever asked may have gone.
+fn answer<T>(reply: oneshot::Sender<T>, value: T) {
+    drop(reply.send(value));
+}

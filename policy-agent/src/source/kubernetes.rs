@@ -1,0 +1,260 @@
+//! Desired state from the Kubernetes API: one watch per kind.
+//!
+//! Each watch lists, then follows changes from the list's resourceVersion; a broken
+//! connection resumes, an expired version (410 Gone) lists again, an unreachable server
+//! is tried again with growing delays. None of that loses or repeats state: a relist
+//! becomes one [`Event::Reset`], and the index compares.
+//!
+//! Objects are converted as they arrive and dropped, so only the model is ever held. An
+//! object that does not even deserialize stops nothing: it is told as
+//! [`Event::Invalid`].
+
+mod relist;
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::{
+    core::v1 as core, discovery::v1 as discovery, networking::v1 as networking,
+};
+use kube::core::DeserializeGuard;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Config, Resource};
+use serde::de::DeserializeOwned;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::convert::Convert;
+use crate::event::{Event, Kind};
+use relist::Relist;
+
+/// What kube-proxy watches: not what another proxy serves, nor slices of headless
+/// Services.
+const SERVED: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
+
+/// Objects per page of a list.
+const PAGE_SIZE: u32 = 500;
+
+/// A broken watch is tried again after 30 s at most (client-go's backoff), so one without
+/// an error for longer than that and a connection attempt works, even if nothing changes.
+const QUIET: Duration = Duration::from_secs(90);
+
+/// How to reach the API server.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// The current context of that kubeconfig file.
+    Kubeconfig(PathBuf),
+    /// The service account of the pod that this runs in.
+    InCluster,
+}
+
+/// Why there is no client for the API server.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The kubeconfig cannot be read or understood.
+    #[error("cannot use kubeconfig {}", path.display())]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<kube::config::KubeconfigError>,
+    },
+    /// Not in a pod, or without a service account.
+    #[error(
+        "no in-cluster configuration: give --kubeconfig, or run in a pod with a service account"
+    )]
+    InCluster(#[source] Box<kube::config::InClusterError>),
+    /// The configuration makes no client (certificates, proxy, authentication).
+    #[error("cannot set up the API client")]
+    Client(#[source] Box<kube::Error>),
+}
+
+/// How one watch is doing.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct WatchState {
+    /// Whether everything was listed at least once.
+    pub listed: bool,
+    /// Why the watch is broken, while it is.
+    pub error: Option<String>,
+}
+
+/// The state of every watch.
+pub type WatchStates = BTreeMap<Kind, WatchState>;
+
+/// Watches all kinds.
+#[derive(Clone)]
+pub struct Watches {
+    client: Client,
+    events: mpsc::Sender<Event>,
+    cancel: CancellationToken,
+    states: Arc<watch::Sender<WatchStates>>,
+}
+
+/// A client for the API server.
+///
+/// # Errors
+/// Where the configuration is missing or wrong; the server is not contacted.
+pub async fn client(access: &Access) -> Result<Client, ClientError> {
+    let config = match access {
+        Access::Kubeconfig(path) => kubeconfig(path).await?,
+        Access::InCluster => Config::incluster().map_err(|e| ClientError::InCluster(e.into()))?,
+    };
+    Client::try_from(config).map_err(|e| ClientError::Client(e.into()))
+}
+
+async fn kubeconfig(path: &Path) -> Result<Config, ClientError> {
+    let explain = |source: kube::config::KubeconfigError| ClientError::Kubeconfig {
+        path: path.to_owned(),
+        source: source.into(),
+    };
+    let kubeconfig = kube::config::Kubeconfig::read_from(path).map_err(explain)?;
+    Config::from_custom_kubeconfig(kubeconfig, &Default::default())
+        .await
+        .map_err(explain)
+}
+
+impl Watches {
+    /// Starts one task per kind on `tasks`. They end when `cancel` is cancelled or nobody
+    /// receives `events` any more, and at nothing else. What the channel cannot take
+    /// delays the watches. The receiver shows how the watches are doing.
+    pub fn start(
+        client: Client,
+        events: mpsc::Sender<Event>,
+        tasks: &TaskTracker,
+        cancel: CancellationToken,
+    ) -> watch::Receiver<WatchStates> {
+        let states = Kind::ALL.map(|kind| (kind, WatchState::default())).into();
+        let (states, receiver) = watch::channel(states);
+        let watches = Self {
+            client,
+            events,
+            cancel,
+            states: Arc::new(states),
+        };
+        let all = watcher::Config::default().page_size(PAGE_SIZE);
+        let served = all.clone().labels(SERVED);
+        tasks.spawn(watches.clone().run::<core::Namespace>(all.clone()));
+        tasks.spawn(watches.clone().run::<core::Node>(all.clone()));
+        tasks.spawn(watches.clone().run::<core::Pod>(all.clone()));
+        tasks.spawn(watches.clone().run::<core::Service>(served.clone()));
+        tasks.spawn(watches.clone().run::<discovery::EndpointSlice>(served));
+        tasks.spawn(watches.run::<networking::NetworkPolicy>(all));
+        receiver
+    }
+
+    async fn run<K>(self, config: watcher::Config)
+    where
+        K: Resource<DynamicType = ()> + Convert + Clone + DeserializeOwned + Debug + Send + Sync,
+        K: 'static,
+    {
+        let api: Api<DeserializeGuard<K>> = Api::all(self.client.clone());
+        let mut stream = pin!(watcher(api, config).default_backoff());
+        let mut relist = Relist::default();
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = self.cancel.cancelled() => return,
+                next = stream.next() => next,
+                () = tokio::time::sleep(QUIET), if self.is_broken(K::KIND) => {
+                    self.works(K::KIND);
+                    continue;
+                }
+            };
+            match next {
+                // The stream of a watcher has no end of its own.
+                None => return,
+                Some(Err(error)) => self.broken(K::KIND, &error),
+                Some(Ok(change)) => {
+                    // Init only says that a list is about to be asked for.
+                    if !matches!(change, watcher::Event::Init) {
+                        self.works(K::KIND);
+                    }
+                    let is_list = matches!(change, watcher::Event::InitDone);
+                    for event in relist.handle::<K>(change) {
+                        if !self.send(event).await {
+                            return;
+                        }
+                    }
+                    if is_list {
+                        self.set_state(K::KIND, |state| {
+                            !std::mem::replace(&mut state.listed, true)
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether there is anybody to go on for.
+    async fn send(&self, event: Event) -> bool {
+        tokio::select! {
+            biased;
+            () = self.cancel.cancelled() => false,
+            sent = self.events.send(event) => sent.is_ok(),
+        }
+    }
+
+    /// Notes an error, and logs the first of a row.
+    fn broken(&self, kind: Kind, error: &watcher::Error) {
+        if is_expired(error) {
+            tracing::debug!(%kind, "resourceVersion expired, listing again");
+            return;
+        }
+        let message = causes(error);
+        let is_first = self.set_state(kind, |state| state.error.replace(message.clone()).is_none());
+        if is_first {
+            tracing::warn!(%kind, error = message, "watch broken, trying again");
+        }
+    }
+
+    fn is_broken(&self, kind: Kind) -> bool {
+        let states = self.states.borrow();
+        states.get(&kind).is_some_and(|state| state.error.is_some())
+    }
+
+    fn works(&self, kind: Kind) {
+        if self.set_state(kind, |state| state.error.take().is_some()) {
+            tracing::info!(%kind, "watch works again");
+        }
+    }
+
+    /// Changes a state; `change` says whether that is worth telling, and so does this.
+    fn set_state(&self, kind: Kind, change: impl FnOnce(&mut WatchState) -> bool) -> bool {
+        self.states
+            .send_if_modified(|states| change(states.entry(kind).or_default()))
+    }
+}
+
+/// 410 Gone is the ordinary way of an API server to ask for a relist.
+fn is_expired(error: &watcher::Error) -> bool {
+    const GONE: u16 = 410;
+    match error {
+        watcher::Error::WatchError(status) => status.code == GONE,
+        watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code == GONE,
+        _ => false,
+    }
+}
+
+/// The error and what caused it, on one line.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

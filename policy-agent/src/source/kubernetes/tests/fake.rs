@@ -1,0 +1,210 @@
+//! A scripted API server: lists, watches, bookmarks, errors, disconnects.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use futures::{StreamExt, stream};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+/// What the server answers, per resource and in order. A list is answered by the next
+/// list or failure, a watch by the next watch; where nothing is left a list is empty and
+/// a watch stays open without a word.
+#[derive(Default)]
+pub(super) struct Script {
+    lists: HashMap<&'static str, VecDeque<ListAnswer>>,
+    watches: HashMap<&'static str, VecDeque<Vec<Value>>>,
+}
+
+enum ListAnswer {
+    Items { version: u32, items: Vec<Value> },
+    Failure(u16),
+}
+
+/// One request.
+#[derive(Clone)]
+pub(super) struct Query {
+    pub(super) path: String,
+    query: String,
+}
+
+struct Shared {
+    script: Mutex<Script>,
+    queries: Mutex<Vec<Query>>,
+}
+
+pub(super) struct FakeApi {
+    address: std::net::SocketAddr,
+    shared: Arc<Shared>,
+    server: JoinHandle<()>,
+}
+
+impl Script {
+    /// The next list of that resource.
+    pub(super) fn list(
+        mut self,
+        resource: &'static str,
+        version: u32,
+        items: impl IntoIterator<Item = Value>,
+    ) -> Self {
+        let items = items.into_iter().collect();
+        let answers = self.lists.entry(resource).or_default();
+        answers.push_back(ListAnswer::Items { version, items });
+        self
+    }
+
+    /// The next list fails with that status.
+    pub(super) fn fail(mut self, resource: &'static str, code: u16) -> Self {
+        let answers = self.lists.entry(resource).or_default();
+        answers.push_back(ListAnswer::Failure(code));
+        self
+    }
+
+    /// The next watch sends these and is then disconnected.
+    pub(super) fn watch(
+        mut self,
+        resource: &'static str,
+        changes: impl IntoIterator<Item = Value>,
+    ) -> Self {
+        let changes = changes.into_iter().collect();
+        self.watches.entry(resource).or_default().push_back(changes);
+        self
+    }
+}
+
+impl Query {
+    /// A parameter of the query, decoded.
+    pub(super) fn parameter(&self, name: &str) -> Option<String> {
+        let pairs = self
+            .query
+            .split('&')
+            .filter_map(|pair| pair.split_once('='));
+        let value = pairs.into_iter().find(|(key, _)| *key == name)?.1;
+        Some(decode(value))
+    }
+}
+
+impl FakeApi {
+    pub(super) async fn start(script: Script) -> Self {
+        let shared = Arc::new(Shared {
+            script: Mutex::new(script),
+            queries: Mutex::default(),
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let app = Router::new().fallback(answer).with_state(shared.clone());
+        let server = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        Self {
+            address,
+            shared,
+            server,
+        }
+    }
+
+    pub(super) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub(super) fn queries(&self) -> Vec<Query> {
+        self.shared.queries.lock().unwrap().clone()
+    }
+
+    /// How often that path was listed.
+    pub(super) fn lists(&self, path: &str) -> usize {
+        let queries = self.queries();
+        let is_list = |q: &&Query| q.path == path && q.parameter("watch").is_none();
+        queries.iter().filter(is_list).count()
+    }
+
+    /// The resourceVersions from which that path was watched.
+    pub(super) fn watches(&self, path: &str) -> Vec<String> {
+        let queries = self.queries();
+        let of_path = queries
+            .iter()
+            .filter(|q| q.path == path && q.parameter("watch").is_some());
+        of_path
+            .filter_map(|q| q.parameter("resourceVersion"))
+            .collect()
+    }
+
+    pub(super) async fn stop(self) {
+        self.server.abort();
+        // Cancelled, as was asked for.
+        assert!(self.server.await.unwrap_err().is_cancelled());
+    }
+}
+
+async fn answer(State(shared): State<Arc<Shared>>, uri: Uri) -> Response {
+    let query = Query {
+        path: uri.path().to_owned(),
+        query: uri.query().unwrap_or_default().to_owned(),
+    };
+    shared.queries.lock().unwrap().push(query.clone());
+    let resource = query.path.rsplit('/').next().unwrap_or_default().to_owned();
+    let mut script = shared.script.lock().unwrap();
+    if query.parameter("watch").is_some() {
+        let changes = script
+            .watches
+            .get_mut(resource.as_str())
+            .and_then(VecDeque::pop_front);
+        return watch(changes);
+    }
+    let next = script
+        .lists
+        .get_mut(resource.as_str())
+        .and_then(VecDeque::pop_front);
+    match next {
+        Some(ListAnswer::Failure(code)) => failure(code),
+        Some(ListAnswer::Items { version, items }) => list(version, items),
+        None => list(1, Vec::new()),
+    }
+}
+
+fn list(version: u32, items: Vec<Value>) -> Response {
+    let metadata = json!({"resourceVersion": version.to_string()});
+    json!({"apiVersion": "v1", "kind": "List", "metadata": metadata, "items": items})
+        .to_string()
+        .into_response()
+}
+
+fn failure(code: u16) -> Response {
+    let status = json!({"apiVersion": "v1", "kind": "Status", "status": "Failure", "metadata": {},
+        "code": code, "reason": "InternalError", "message": "scripted failure"});
+    (StatusCode::from_u16(code).unwrap(), status.to_string()).into_response()
+}
+
+fn watch(changes: Option<Vec<Value>>) -> Response {
+    let is_scripted = changes.is_some();
+    let lines = changes
+        .unwrap_or_default()
+        .into_iter()
+        .map(|change| Ok::<_, std::convert::Infallible>(Bytes::from(format!("{change}\n"))));
+    let lines = stream::iter(lines);
+    match is_scripted {
+        true => Body::from_stream(lines).into_response(),
+        false => Body::from_stream(lines.chain(stream::pending())).into_response(),
+    }
+}
+
+/// Percent-decoding of a query value.
+fn decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let digits = [rest.next(), rest.next()].map(|digit| char::from(digit.unwrap()));
+                u8::from_str_radix(&String::from_iter(digits), 16).unwrap()
+            }
+            other => other,
+        });
+    }
+    String::from_utf8(bytes).unwrap()
+}

@@ -1,0 +1,132 @@
+//! The bookkeeping between the watcher and the index, without a server.
+
+use kube::core::DeserializeGuard;
+use kube::runtime::watcher::Event as Change;
+
+use super::super::relist::Relist;
+use super::*;
+
+type Policy = networking::NetworkPolicy;
+
+fn policy(name: &str, spec: Value) -> DeserializeGuard<Policy> {
+    serde_json::from_value(json!({"metadata": {"name": name, "namespace": "x"}, "spec": spec}))
+        .unwrap()
+}
+
+fn good(name: &str) -> DeserializeGuard<Policy> {
+    policy(name, json!({"podSelector": {}}))
+}
+
+fn bad(name: &str) -> DeserializeGuard<Policy> {
+    policy(name, json!("no object"))
+}
+
+fn list(
+    relist: &mut Relist,
+    objects: impl IntoIterator<Item = DeserializeGuard<Policy>>,
+) -> Vec<String> {
+    assert!(
+        relist
+            .handle(Change::<DeserializeGuard<Policy>>::Init)
+            .is_empty()
+    );
+    for object in objects {
+        assert!(relist.handle(Change::InitApply(object)).is_empty());
+    }
+    brief(&relist.handle(Change::<DeserializeGuard<Policy>>::InitDone))
+}
+
+fn brief(events: &[Event]) -> Vec<String> {
+    let line = |event| {
+        let (sign, names) = names(event);
+        format!("{sign} {}", names.join(" "))
+    };
+    events.iter().map(line).collect()
+}
+
+#[test]
+fn a_clean_relist_is_a_reset() {
+    let mut relist = Relist::default();
+    assert_eq!(list(&mut relist, []), ["= "]);
+    assert_eq!(list(&mut relist, [good("a"), good("b")]), ["= a b"]);
+    assert_eq!(list(&mut relist, [good("b")]), ["= b"]);
+}
+
+#[test]
+fn a_list_that_breaks_off_is_forgotten() {
+    let mut relist = Relist::default();
+    relist.handle(Change::<DeserializeGuard<Policy>>::Init);
+    relist.handle(Change::InitApply(good("a")));
+    assert_eq!(list(&mut relist, [good("b")]), ["= b"]);
+}
+
+#[test]
+fn a_policy_that_was_never_readable_isolates_its_namespace() {
+    let mut relist = Relist::default();
+    relist.handle(Change::<DeserializeGuard<Policy>>::Init);
+    relist.handle(Change::InitApply(bad("p")));
+    let events = relist.handle(Change::<DeserializeGuard<Policy>>::InitDone);
+    assert_eq!(brief(&events), ["= p", "! p"]);
+    let Event::Reset(_, objects) = &events[0] else {
+        panic!()
+    };
+    let Object::NetworkPolicy(policy) = &objects[0] else {
+        panic!()
+    };
+    assert_eq!(
+        (policy.ingress.as_deref(), policy.egress.as_deref()),
+        (Some(&[][..]), Some(&[][..]))
+    );
+    assert_eq!(
+        brief(&relist.handle(Change::Apply(bad("q")))),
+        ["+ q", "! q"]
+    );
+}
+
+#[test]
+fn an_invalid_object_in_a_relist_keeps_its_last_good_state() {
+    let mut relist = Relist::default();
+    list(&mut relist, [good("a"), good("b"), good("c")]);
+    assert_eq!(
+        list(&mut relist, [good("a"), bad("b"), good("d")]),
+        ["+ a", "+ d", "! b", "- c"]
+    );
+    assert_eq!(brief(&relist.handle(Change::Apply(bad("a")))), ["! a"]);
+    assert_eq!(brief(&relist.handle(Change::Delete(bad("b")))), ["- b"]);
+    assert!(
+        relist.handle(Change::Delete(good("b"))).is_empty(),
+        "gone already"
+    );
+}
+
+#[test]
+fn an_object_that_becomes_somebody_elses_is_gone() {
+    let service = |ip: &str| -> DeserializeGuard<core::Service> {
+        serde_json::from_value(json!({"metadata": {"name": "s", "namespace": "x"},
+            "spec": {"clusterIP": ip}}))
+        .unwrap()
+    };
+    let mut relist = Relist::default();
+    assert_eq!(
+        brief(&relist.handle(Change::Apply(service("10.0.0.1")))),
+        ["+ s"]
+    );
+    assert_eq!(
+        brief(&relist.handle(Change::Apply(service("None")))),
+        ["- s"]
+    );
+    assert!(relist.handle(Change::Apply(service("None"))).is_empty());
+    assert_eq!(
+        brief(&relist.handle(Change::Apply(service("10.0.0.999")))),
+        ["! s"]
+    );
+}
+
+#[test]
+fn an_object_without_a_name_is_left_out() {
+    let nameless: DeserializeGuard<Policy> =
+        serde_json::from_value(json!({"metadata": {}})).unwrap();
+    let mut relist = Relist::default();
+    assert!(relist.handle(Change::Apply(nameless.clone())).is_empty());
+    assert_eq!(list(&mut relist, [nameless, good("a")]), ["= a"]);
+}

@@ -1,0 +1,135 @@
+//! A network namespace that exists as long as its value.
+
+use std::fs::File;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread::{self, JoinHandle};
+
+use anyhow::{Context as _, Result, anyhow};
+use nix::sched::{CloneFlags, setns};
+use serde_json::Value;
+
+use crate::{command, name};
+
+/// A named network namespace with `lo` up. Deleted when dropped.
+#[derive(Debug)]
+pub struct NetNs {
+    name: String,
+    path: PathBuf,
+}
+
+impl NetNs {
+    /// Makes a namespace; `role` ends its name.
+    pub fn create(role: &str) -> Result<Self> {
+        let name = name::unique(role);
+        command::run(Command::new("ip").args(["netns", "add", &name]))?;
+        let netns = Self {
+            path: Path::new("/run/netns").join(&name),
+            name,
+        };
+        netns.ip("link set lo up")?;
+        Ok(netns)
+    }
+
+    /// Its name, as `ip netns` knows it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its path, as a runtime gives it to a plugin.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A command that will run inside. Only the network namespace changes: `/sys`
+    /// and the mounts stay as they are, unlike with `ip netns exec`.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net={}", self.path.display()))
+            .arg("--")
+            .arg(program);
+        command
+    }
+
+    /// Runs `ip` inside, arguments separated by spaces.
+    pub fn ip(&self, arguments: &str) -> Result<String> {
+        command::run(
+            Command::new("ip")
+                .args(["-n", &self.name])
+                .args(arguments.split_whitespace()),
+        )
+    }
+
+    /// Runs `ip -j` inside. Nothing at all counts as an empty list.
+    pub fn ip_json(&self, arguments: &str) -> Result<Value> {
+        let text = self.ip(&format!("-j -d {arguments}"))?;
+        if text.trim().is_empty() {
+            return Ok(Value::Array(Vec::new()));
+        }
+        serde_json::from_str(&text).with_context(|| format!("ip -j {arguments}"))
+    }
+
+    /// Writes a sysctl of this namespace, such as `net.ipv4.ip_forward`.
+    pub fn sysctl(&self, key: &str, value: impl std::fmt::Display) -> Result<()> {
+        command::run(
+            self.command("sysctl")
+                .arg("-qw")
+                .arg(format!("{key}={value}")),
+        )?;
+        Ok(())
+    }
+
+    /// Reads a sysctl of this namespace; `None` where there is none of that name.
+    pub fn read_sysctl(&self, key: &str) -> Option<String> {
+        let text = command::run(self.command("sysctl").arg("-n").arg(key)).ok()?;
+        Some(text.trim().to_owned())
+    }
+
+    /// One echo request; an error if there is no answer within a second.
+    pub fn ping(&self, target: IpAddr) -> Result<()> {
+        command::run(
+            self.command("ping")
+                .args(["-n", "-q", "-c1", "-W1"])
+                .arg(target.to_string()),
+        )?;
+        Ok(())
+    }
+
+    /// Starts a thread inside this namespace. What it opens stays there, also
+    /// when another thread goes on with it.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<JoinHandle<Result<T>>> {
+        let netns = File::open(&self.path)
+            .with_context(|| format!("cannot open {}", self.path.display()))?;
+        thread::Builder::new()
+            .name(self.name.clone())
+            .stack_size(256 << 10)
+            .spawn(move || {
+                setns(netns, CloneFlags::CLONE_NEWNET).context("cannot enter a namespace")?;
+                Ok(work())
+            })
+            .context("cannot start a thread")
+    }
+
+    /// Runs `work` in a thread inside this namespace and waits for it.
+    pub fn enter<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+        self.spawn(work)?
+            .join()
+            .map_err(|_| anyhow!("a thread in {} panicked", self.name))?
+    }
+}
+
+impl Drop for NetNs {
+    fn drop(&mut self) {
+        // A test may have deleted it itself.
+        if self.path.exists()
+            && let Err(error) = command::run(Command::new("ip").args(["netns", "del", &self.name]))
+        {
+            eprintln!("cannot delete a namespace: {error:#}");
+        }
+    }
+}

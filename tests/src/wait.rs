@@ -1,0 +1,27 @@
+//! Waiting for what has to become true.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::interrupt;
+
+/// Repeats `attempt` until it succeeds and returns what it did and how long that
+/// took; its last error after `limit`.
+pub fn eventually<T>(
+    limit: Duration,
+    mut attempt: impl FnMut() -> Result<T>,
+) -> Result<(T, Duration)> {
+    let started = Instant::now();
+    loop {
+        match attempt() {
+            Ok(value) => return Ok((value, started.elapsed())),
+            Err(error) if started.elapsed() > limit => {
+                return Err(error.context(format!("still so after {limit:?}")));
+            }
+            Err(_) => interrupt::check()?,
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+}

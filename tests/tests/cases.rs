@@ -1,0 +1,226 @@
+//! Policy cases of others with real packets.
+//!
+//! `netpol-cases` holds 230 cases with, for each step, the objects and what has
+//! to come of every connection among nine pods. The folder is looked for at
+//! `TRAMMEL_SHARED`, by default beside this tree. Every tenth case is tried, all
+//! of them with `TRAMMEL_CASES=all`. Left out are SCTP, which the kernel may not
+//! offer as a socket, and connections of a pod to itself, which never leave it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tests::agent::Agent;
+use tests::matrix::{self, Cell, Expect};
+use tests::netns::NetNs;
+use tests::node::{NODE_NAME, Node};
+use tests::objects;
+use tests::pod::{Family, Pod};
+use tests::traffic::{Protocol, Server};
+use tests::{command, privilege, programs, require_root};
+
+const FILES: [(Family, &str); 2] = [
+    (Family::V4, "cases-v4.json.gz"),
+    (Family::V6, "cases-v6.json.gz"),
+];
+/// Namespaces and names of the nine pods.
+const NAMESPACES: [&str; 3] = ["x", "y", "z"];
+const NAMES: [&str; 3] = ["a", "b", "c"];
+/// Their addresses in the cases begin with these and end with a number from 10 on.
+const ADDRESSES: [&str; 2] = ["10.244.1.", "fd00:10:244::"];
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Case {
+    index: u32,
+    description: String,
+    steps: Vec<Step>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Step {
+    policies: Vec<Value>,
+    pods: Vec<CasePod>,
+    #[serde(rename = "NS")]
+    namespaces: BTreeMap<String, Value>,
+    table: Vec<Row>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct CasePod {
+    namespace: String,
+    name: String,
+    labels: Value,
+    containers: Vec<Container>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Container {
+    port: u16,
+    protocol: String,
+    port_name: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Row {
+    from: String,
+    to: String,
+    protocol: String,
+    port: u16,
+    allowed: String,
+}
+
+#[test]
+fn cases_of_others_come_out_as_their_tables_say() -> Result<()> {
+    require_root!();
+    let Some(folder) = folder() else {
+        privilege::skip("netpol-cases is not there: set TRAMMEL_SHARED to the folder that has it");
+        return Ok(());
+    };
+    let node = Node::new()?;
+    node.outside.ip("route add 10.244.1.0/24 via 192.0.2.2")?;
+    let agent = Agent::start(&node)?;
+    let pods = nine_pods(&node)?;
+    let _servers = pods
+        .iter()
+        .map(|(key, pod)| Server::start(&pod.netns, key, &[80, 81]))
+        .collect::<Result<Vec<_>>>()?;
+    let sources: BTreeMap<_, _> = pods
+        .iter()
+        .map(|(key, pod)| (key.clone(), &pod.netns))
+        .collect();
+
+    let mut tried = 0;
+    for (family, file) in FILES {
+        for case in select(read(&folder.join(file))?) {
+            for (number, step) in case.steps.iter().enumerate() {
+                node.manifests.write("case", &step.manifests())?;
+                agent.wait()?;
+                let cells = step.cells(&pods, family);
+                tried += cells.len();
+                matrix::verify(&sources, &cells).with_context(|| {
+                    let Case {
+                        index, description, ..
+                    } = &case;
+                    format!("case {index}, {description}, step {}, {family}", number + 1)
+                })?;
+            }
+        }
+    }
+    assert!(tried > 10_000, "only {tried} connections were tried");
+    Ok(())
+}
+
+fn folder() -> Option<PathBuf> {
+    let shared = std::env::var_os("TRAMMEL_SHARED").map_or_else(
+        || programs::workspace().with_file_name("shared"),
+        PathBuf::from,
+    );
+    Some(shared.join("netpol-cases")).filter(|folder| folder.is_dir())
+}
+
+fn read(path: &Path) -> Result<Vec<Case>> {
+    let text = command::run(Command::new("gzip").arg("-dc").arg(path))?;
+    serde_json::from_str(&text).with_context(|| path.display().to_string())
+}
+
+/// The cases to try: those that do without pods beyond the nine.
+fn select(cases: Vec<Case>) -> impl Iterator<Item = Case> {
+    let all = std::env::var_os("TRAMMEL_CASES").is_some_and(|value| value == "all");
+    cases
+        .into_iter()
+        .filter(|case| case.steps.iter().all(|step| step.pods.len() == 9))
+        .enumerate()
+        .filter(move |(number, _)| all || number % 10 == 0)
+        .map(|(_, case)| case)
+}
+
+/// The nine pods with the addresses that they have in the cases.
+fn nine_pods(node: &Node) -> Result<BTreeMap<String, Pod<'_>>> {
+    let mut pods = BTreeMap::new();
+    for (index, key) in keys().enumerate() {
+        let [v4, v6] = ADDRESSES.map(|prefix| format!("{prefix}{}", 10 + index));
+        node.write_conflist(&node.conflist(json!({"ipam": {"ranges": [
+            [{"subnet": "10.244.1.0/24", "rangeStart": v4, "rangeEnd": v4}],
+            [{"subnet": "fd00:10:244::/64", "rangeStart": v6, "rangeEnd": v6}],
+        ]}})))?;
+        let pod = Pod::add_netns(node, &key, NetNs::create(&key.replace('/', "-"))?)?;
+        pods.insert(key, pod);
+    }
+    Ok(pods)
+}
+
+fn keys() -> impl Iterator<Item = String> {
+    NAMESPACES.into_iter().flat_map(|namespace| {
+        NAMES
+            .into_iter()
+            .map(move |name| format!("{namespace}/{name}"))
+    })
+}
+
+impl Step {
+    fn manifests(&self) -> Vec<Value> {
+        let namespaces = self
+            .namespaces
+            .iter()
+            .map(|(name, labels)| objects::namespace(name, labels));
+        let policies = self.policies.iter().map(|policy| {
+            let mut policy = policy.clone();
+            policy["apiVersion"] = json!("networking.k8s.io/v1");
+            policy["kind"] = json!("NetworkPolicy");
+            policy
+        });
+        namespaces
+            .chain(self.pods.iter().map(CasePod::manifest))
+            .chain(policies)
+            .collect()
+    }
+
+    fn cells(&self, pods: &BTreeMap<String, Pod<'_>>, family: Family) -> Vec<Cell> {
+        let of_row = |row: &Row| {
+            let protocol = match row.protocol.as_str() {
+                "TCP" => Protocol::Tcp,
+                "UDP" => Protocol::Udp,
+                _ => return None,
+            };
+            (row.from != row.to).then(|| Cell {
+                from: row.from.clone(),
+                to: row.to.clone(),
+                protocol,
+                target: pods[&row.to].at(family, row.port),
+                expect: Expect::answered(row.allowed == "allowed"),
+            })
+        };
+        self.table.iter().filter_map(of_row).collect()
+    }
+}
+
+impl CasePod {
+    fn manifest(&self) -> Value {
+        let ports: Vec<_> = self
+            .containers
+            .iter()
+            .map(
+                |Container {
+                     port,
+                     protocol,
+                     port_name,
+                 }| {
+                    json!({"name": port_name, "containerPort": port, "protocol": protocol})
+                },
+            )
+            .collect();
+        let key = format!("{}/{}", self.namespace, self.name);
+        let mut pod = objects::pod(&key, &self.labels, &[]);
+        pod["spec"] = json!({"nodeName": NODE_NAME,
+            "containers": [{"name": "main", "image": "none", "ports": ports}]});
+        pod
+    }
+}

@@ -1,0 +1,344 @@
+//! NetworkPolicy with real packets.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+use tests::matrix::{self, Cell, Expect};
+use tests::node::{GATEWAYS, NODE_IPS, Node, OUTSIDE_IPS};
+use tests::objects::{self, deny_all, policy};
+use tests::pod::Family;
+use tests::require_root;
+use tests::scene::{NODE, OUTSIDE, Scene};
+use tests::traffic::{Protocol, Server, Stream};
+
+const SHORT: Duration = Duration::from_millis(400);
+
+fn app(name: &str) -> Value {
+    json!({"app": name})
+}
+
+/// Two namespaces, two pods each.
+fn pods() -> Vec<(&'static str, Value)> {
+    vec![
+        ("shop/web", app("web")),
+        ("shop/front", app("front")),
+        ("lab/front", app("front")),
+        ("lab/probe", app("probe")),
+    ]
+}
+
+/// Expects exactly the attempts in `allowed` (from, to, port) to be answered, of
+/// all that lead from any source to any pod, on both ports, over both protocols
+/// and families.
+fn verify(scene: &Scene<'_>, allowed: impl Fn(&str, &str, u16, Protocol) -> bool) -> Result<()> {
+    let mut cells = Vec::new();
+    for from in scene.sources().into_keys() {
+        for (to, pod) in scene.pods.iter().filter(|(to, _)| **to != from) {
+            for (port, protocol) in [80, 81]
+                .into_iter()
+                .flat_map(|p| Protocol::ALL.map(|q| (p, q)))
+            {
+                for family in Family::ALL {
+                    cells.push(Cell {
+                        from: from.clone(),
+                        to: to.clone(),
+                        protocol,
+                        target: pod.at(family, port),
+                        expect: Expect::answered(allowed(&from, to, port, protocol)),
+                    });
+                }
+            }
+        }
+    }
+    matrix::verify(&scene.sources(), &cells)
+}
+
+#[test]
+fn without_a_policy_everybody_reaches_everybody() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let scene = Scene::start(&node, &pods(), &[])?;
+    verify(&scene, |_, _, _, _| true)
+}
+
+#[test]
+fn a_denied_namespace_is_closed_to_all_but_its_node_and_opens_when_the_policy_goes() -> Result<()> {
+    require_root!();
+    for bridge_nf in [false, true] {
+        let node = Node::with_bridge_nf(bridge_nf)?;
+        let scene = Scene::start(&node, &pods(), &[deny_all("shop")])?;
+        verify(&scene, |from, to, _, _| {
+            from == NODE || !(from.starts_with("shop/") || to.starts_with("shop/"))
+        })?;
+        scene.apply(&[])?;
+        verify(&scene, |_, _, _, _| true)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn each_kind_of_peer_and_port_opens_what_it_names_and_no_more() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let scene = Scene::start(&node, &pods(), &[])?;
+    type Allowed = fn(&str, u16, Protocol) -> bool;
+    let tcp_80 = json!([{"port": 80}]);
+    let rules: [(&str, Value, Allowed); 7] = [
+        (
+            "pods of the policy's own namespace",
+            json!({"from": [{"podSelector": {"matchLabels": app("front")}}]}),
+            |from, _, _| from == "shop/front",
+        ),
+        (
+            "every pod of a namespace",
+            json!({"from": [{"namespaceSelector": {"matchLabels": {"team": "lab"}}}]}),
+            |from, _, _| from.starts_with("lab/"),
+        ),
+        (
+            "pods by both selectors",
+            json!({"from": [{"namespaceSelector": {}, "podSelector": {"matchExpressions": [
+                {"key": "app", "operator": "NotIn", "values": ["probe", "web"]}]}}]}),
+            |from, _, _| from.ends_with("/front"),
+        ),
+        (
+            "addresses outside",
+            json!({"from": [{"ipBlock": {"cidr": "192.0.2.0/24"}},
+                {"ipBlock": {"cidr": "2001:db8::/32", "except": ["2001:db8:78::/48"]}}]}),
+            |from, _, _| from == OUTSIDE,
+        ),
+        ("one port", json!({"ports": tcp_80}), |_, port, protocol| {
+            (port, protocol) == (80, Protocol::Tcp)
+        }),
+        (
+            "a range of ports and a named one",
+            json!({"ports": [{"port": 81, "endPort": 90, "protocol": "UDP"}, {"port": "tcp-81"}]}),
+            |_, port, _| port == 81,
+        ),
+        (
+            "a peer at a port",
+            json!({"ports": tcp_80, "from": [{"podSelector": {}}]}),
+            |from, port, protocol| from == "shop/front" && (port, protocol) == (80, Protocol::Tcp),
+        ),
+    ];
+    for (what, rule, allowed) in rules {
+        let spec = json!({"podSelector": {"matchLabels": app("web")}, "ingress": [rule]});
+        scene.apply(&[policy("shop/open", &spec)])?;
+        verify(&scene, |from, to, port, protocol| {
+            to != "shop/web" || from == NODE || allowed(from, port, protocol)
+        })
+        .context(what)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn egress_is_judged_at_the_sender_also_towards_the_node_and_outside() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let scene = Scene::start(
+        &node,
+        &pods(),
+        &[policy(
+            "shop/egress",
+            &json!({"podSelector": {"matchLabels": app("web")}, "policyTypes": ["Egress"], "egress": [
+                {"to": [{"namespaceSelector": {"matchLabels": {"team": "lab"}}}], "ports": [{"port": 81}]},
+                {"to": [{"ipBlock": {"cidr": "192.0.2.1/32"}}]},
+            ]}),
+        )],
+    )?;
+    verify(&scene, |from, to, port, protocol| {
+        from != "shop/web" || (to.starts_with("lab/") && (port, protocol) == (81, Protocol::Tcp))
+    })?;
+    let _on_node = Server::start(&node.netns, NODE, &[80])?;
+    for (target, answered) in [
+        (OUTSIDE_IPS[0], true),
+        (OUTSIDE_IPS[1], false),
+        (NODE_IPS[0], false),
+        (NODE_IPS[1], false),
+        (GATEWAYS[0], false),
+    ] {
+        let target: IpAddr = target.parse()?;
+        for from in ["shop/web", "shop/front"] {
+            let outcome = scene.ask(from, Protocol::Tcp, (target, 80).into())?;
+            let expected = answered || from == "shop/front";
+            assert_eq!(
+                outcome.is_answered(),
+                expected,
+                "{from} to {target}: {outcome}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_service_is_judged_by_the_endpoint_behind_it() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let ips = ["10.96.0.10", "fd96::10"];
+    let front = json!([{"podSelector": {"matchLabels": app("front")}}]);
+    let scene = Scene::start(
+        &node,
+        &pods(),
+        &[
+            objects::service("shop/web", ips, &app("web"), &[(8000, 80)]),
+            policy(
+                "shop/web",
+                &json!({"podSelector": {"matchLabels": app("web")},
+                    "ingress": [{"from": front, "ports": [{"port": 80}]}]}),
+            ),
+        ],
+    )?;
+    for (from, answered) in [
+        ("shop/front", true),
+        ("lab/front", false),
+        ("lab/probe", false),
+        (NODE, true),
+    ] {
+        for family in Family::ALL {
+            let target = (family.pick(ips), 8000).into();
+            let outcome = scene.ask(from, Protocol::Tcp, target)?;
+            assert_eq!(
+                outcome.is_answered(),
+                answered,
+                "{from} {family}: {outcome}"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_pod_that_nobody_has_described_is_closed_until_its_manifest_comes() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let mut scene = Scene::start(&node, &pods(), &[])?;
+    scene.add("shop/late")?;
+    let reaches = |from: &str, to: &str, scene: &Scene<'_>| -> Result<bool> {
+        let mut answered = Vec::new();
+        for family in Family::ALL {
+            let target = scene.pod(to).at(family, 80);
+            answered.push(
+                scene
+                    .ask_for(from, Protocol::Tcp, target, SHORT)?
+                    .is_answered(),
+            );
+        }
+        assert_eq!(
+            answered[0], answered[1],
+            "both families alike: {from} to {to}"
+        );
+        Ok(answered[0])
+    };
+    assert!(!reaches("shop/late", "shop/web", &scene)?);
+    assert!(!reaches("shop/web", "shop/late", &scene)?);
+    assert!(
+        reaches("shop/web", "shop/front", &scene)?,
+        "the others are not concerned"
+    );
+
+    let mut all = pods();
+    all.push(("shop/late", app("late")));
+    scene.apply_pods(&all)?;
+    assert!(reaches("shop/late", "shop/web", &scene)?);
+    assert!(reaches("shop/web", "shop/late", &scene)?);
+    Ok(())
+}
+
+#[test]
+fn a_policy_holds_for_a_new_pod_from_its_first_packet() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let mut all = pods();
+    let names: Vec<_> = (0..10).map(|n| format!("shop/new-{n}")).collect();
+    all.extend(names.iter().map(|name| (name.as_str(), app("new"))));
+    let mut scene = Scene::start(&node, &pods(), &[deny_all("shop")])?;
+    scene.apply_pods(&all)?;
+    let target = scene.pod("lab/probe").at(Family::V4, 80);
+    for name in &names {
+        scene.add(name)?;
+        let outcome = scene.ask_for(name, Protocol::Udp, target, SHORT)?;
+        assert!(!outcome.is_answered(), "{name}: {outcome}");
+    }
+    let seen = scene.servers["lab/probe"].seen();
+    assert!(seen.is_empty(), "{seen:?}");
+    Ok(())
+}
+
+#[test]
+fn a_policy_that_narrows_cuts_open_connections_and_others_do_not() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let scene = Scene::start(&node, &pods(), &[])?;
+    let probe = &scene.pod("lab/probe").netns;
+    let interval = Duration::from_millis(5);
+    let mut streams = Vec::new();
+    for family in Family::ALL {
+        for protocol in Protocol::ALL {
+            let target = scene.pod("shop/web").at(family, 80);
+            streams.push(Stream::open(probe, protocol, target, interval)?);
+        }
+    }
+    let all_flow = || {
+        streams
+            .iter()
+            .try_for_each(|stream| stream.flows(Duration::from_secs(1)))
+    };
+    let unrelated = [
+        deny_all("elsewhere"),
+        policy(
+            "lab/x",
+            &json!({
+        "podSelector": {"matchLabels": app("front")}, "ingress": []}),
+        ),
+    ];
+    scene.apply(&unrelated)?;
+    all_flow().context("after a policy for others")?;
+    let still_allowed = policy(
+        "shop/web",
+        &json!({"podSelector": {"matchLabels": app("web")},
+        "ingress": [{"from": [{"namespaceSelector": {"matchLabels": {"team": "lab"}}}]}]}),
+    );
+    scene.apply(&[still_allowed])?;
+    all_flow().context("after a policy that allows it")?;
+
+    let changed = Instant::now();
+    scene.apply(&[deny_all("shop")])?;
+    for stream in &streams {
+        let cut = stream.wait_for_cut(Duration::from_millis(600), Duration::from_secs(5))?;
+        let took = cut.saturating_duration_since(changed);
+        assert!(took < Duration::from_secs(1), "cut after {took:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_relabelled_pod_changes_its_policies_and_its_peers() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let scene = Scene::start(
+        &node,
+        &pods(),
+        &[policy(
+            "shop/web",
+            &json!({
+        "podSelector": {"matchLabels": app("web")},
+        "ingress": [{"from": [{"podSelector": {"matchLabels": app("front")}}]}]}),
+        )],
+    )?;
+    let only_front = |from: &str, to: &str, _: u16, _: Protocol| {
+        to != "shop/web" || from == NODE || from == "shop/front"
+    };
+    verify(&scene, only_front)?;
+    let mut changed = pods();
+    changed[1].1 = app("back");
+    scene.apply_pods(&changed)?;
+    verify(&scene, |from, to, _, _| to != "shop/web" || from == NODE)?;
+    changed[0].1 = app("back");
+    scene.apply_pods(&changed)?;
+    verify(&scene, |_, _, _, _| true)?;
+    scene.apply_pods(&pods())?;
+    verify(&scene, only_front)
+}
