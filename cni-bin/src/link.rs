@@ -17,7 +17,7 @@ use std::os::fd::AsRawFd;
 
 use dataplane::attachment::MacAddr;
 use ipnet::IpNet;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
@@ -339,9 +339,11 @@ fn route_message(dst: IpNet, oif: u32) -> RouteMessage {
     message
 }
 
+/// Beside routes that the namespace has already: a second attachment leads to the same
+/// gateway by another interface.
 fn push_route(batch: &mut Batch, action: String, message: RouteMessage) {
     let message = RouteNetlinkMessage::NewRoute(message);
-    batch.push(action, NLM_F_CREATE | NLM_F_EXCL, &message);
+    batch.push(action, NLM_F_CREATE | NLM_F_APPEND, &message);
 }
 
 fn neighbour(bridge: u32, ip: IpAddr, mac: MacAddr) -> NeighbourMessage {

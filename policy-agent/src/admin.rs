@@ -247,3 +247,6 @@ fn failure(error: String) -> Value {
 fn to_value(value: &impl Serialize) -> Value {
     serde_json::to_value(value).expect("maps with text keys only")
 }
+
+#[cfg(test)]
+mod tests;

@@ -101,3 +101,6 @@ fn duration(text: &str) -> Result<Duration, String> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests;

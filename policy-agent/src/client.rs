@@ -172,3 +172,6 @@ fn ask<T: DeserializeOwned>(socket: &Path, query: &Query, timeout: Duration) -> 
     }
     Ok(serde_json::from_value(answer.result.unwrap_or_default())?)
 }
+
+#[cfg(test)]
+mod tests;

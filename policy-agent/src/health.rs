@@ -200,3 +200,6 @@ impl Metrics {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

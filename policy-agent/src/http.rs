@@ -41,3 +41,6 @@ fn check(wrong: Option<String>) -> (StatusCode, String) {
         Some(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,17 +12,20 @@
 
 mod commit;
 mod endpoints;
+mod refused;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use dataplane::attachment::{Attachment, AttachmentKey};
+use dataplane::datatype::Bytes;
 use dataplane::desired::Desired;
 use dataplane::kernel::Kernel;
 use dataplane::layout;
+use dataplane::layout::policy::Direction;
 use dataplane::layout::{BRIDGE, INET, policy, ports};
-use dataplane::object::Element;
+use dataplane::object::{Element, IpFamily};
 use proxy::model::{ObjectKey, Service};
 use proxy::{NodeIdentity, Proxy};
 
@@ -91,6 +94,11 @@ impl<K: Kernel> Owner<K> {
         }
     }
 
+    /// The kernel that it writes to.
+    pub const fn kernel_mut(&mut self) -> &mut K {
+        &mut self.kernel
+    }
+
     /// Whether a sync has something to do.
     pub const fn is_dirty(&self) -> bool {
         self.dirty
@@ -144,10 +152,7 @@ impl<K: Kernel> Owner<K> {
             }
             Object::Node(node) => {
                 if node.name == self.settings.node {
-                    self.proxy.set_node(NodeIdentity {
-                        name: node.name.clone(),
-                        zone: node.zone().map(str::to_owned),
-                    });
+                    self.set_zone(node.zone().map(str::to_owned));
                 }
                 self.index.nodes.insert(node.name.clone(), node);
             }
@@ -157,10 +162,13 @@ impl<K: Kernel> Owner<K> {
             }
             Object::Service(service) => self.set_service(service),
             Object::EndpointSlice(slice) => {
-                let owner = ObjectKey::new(&*slice.key.namespace, &*slice.service);
-                self.index.slices.insert(slice.key.clone(), slice.clone());
+                let old = self.index.slices.insert(slice.key.clone(), slice.clone());
+                // It may have been of another Service.
+                for slice in old.iter().chain([&slice]) {
+                    let owner = ObjectKey::new(&*slice.key.namespace, &*slice.service);
+                    self.endpoints_changed(&owner);
+                }
                 self.proxy.apply_slice(slice);
-                self.endpoints_changed(&owner);
             }
             Object::NetworkPolicy(policy) => {
                 let key = policy.key.clone();
@@ -185,6 +193,9 @@ impl<K: Kernel> Owner<K> {
             }
             Kind::Node => {
                 self.index.nodes.remove(&key.name);
+                if key.name == self.settings.node {
+                    self.set_zone(None);
+                }
             }
             Kind::Pod => self.set_pod(key, None),
             Kind::Service => {
@@ -204,6 +215,11 @@ impl<K: Kernel> Owner<K> {
                 }
             }
         }
+    }
+
+    fn set_zone(&mut self, zone: Option<String>) {
+        let name = self.settings.node.clone();
+        self.proxy.set_node(NodeIdentity { name, zone });
     }
 
     fn keys(&self, kind: Kind) -> Vec<ObjectKey> {
@@ -233,7 +249,9 @@ impl<K: Kernel> Owner<K> {
         }
         self.computed_endpoints_of_pod(key);
         let affected = self.index.set_pod(key, pod);
-        self.computed_endpoints_of_pod(key);
+        for pod in &affected {
+            self.computed_endpoints_of_pod(pod);
+        }
         self.policies.pods_changed(affected);
     }
 
@@ -246,9 +264,13 @@ impl<K: Kernel> Owner<K> {
 
     /// Admits an attachment's addresses. They stay closed until their pod is known.
     pub fn attach(&mut self, attachment: Attachment) {
-        if self.index.attachments().get(&attachment.key) == Some(&attachment) {
+        let old = self.index.attachments().get(&attachment.key);
+        if old == Some(&attachment) {
             return;
         }
+        let given_up = old.map(|old| old.ips.clone()).unwrap_or_default();
+        self.progress.refused.restore(&mut self.desired);
+        self.policies.addresses_changed(given_up);
         self.forget_port(&attachment.key);
         self.dirty = true;
         if self.desired.ruleset().tables.is_empty() {
@@ -272,6 +294,7 @@ impl<K: Kernel> Owner<K> {
             return false;
         };
         let addresses = attachment.ips.clone();
+        self.progress.refused.restore(&mut self.desired);
         self.forget_port(key);
         let affected = self.index.detach(key);
         self.attachments_changed(affected, addresses);
@@ -337,8 +360,24 @@ impl<K: Kernel> Owner<K> {
     /// Whether the attachment's addresses are bound to their policies in the kernel.
     pub fn is_programmed(&self, key: &AttachmentKey) -> bool {
         let attachment = self.index.attachments().get(key);
-        attachment
-            .is_some_and(|attachment| self.is_synced() && self.policies.are_bound(&attachment.ips))
+        attachment.is_some_and(|attachment| self.is_synced() && self.is_admitted(attachment))
+    }
+
+    /// Whether the elements that open a port are desired: an address that is not bound, or
+    /// that the kernel refuses, is closed.
+    pub(super) fn is_admitted(&self, attachment: &Attachment) -> bool {
+        let may_send = ports::senders(attachment).into_iter().all(|(family, key)| {
+            let senders = ports::SENDERS.of(family);
+            self.desired.get(&BRIDGE, senders, &key).is_some()
+        });
+        let is_bound = |ip: &std::net::IpAddr| {
+            let key = Bytes::new().addr(*ip).build();
+            Direction::BOTH.into_iter().all(|direction| {
+                let map = direction.map(IpFamily::of(*ip));
+                self.desired.get(&INET, map, &key).is_some()
+            })
+        };
+        may_send && attachment.ips.iter().all(is_bound)
     }
 
     /// Writes what has changed into the kernel.
@@ -363,6 +402,7 @@ impl<K: Kernel> Owner<K> {
     }
 
     fn compile_and_commit(&mut self) -> Result<(), SyncError> {
+        self.progress.refused.restore(&mut self.desired);
         if self.desired.ruleset().tables.is_empty() {
             self.adopt()?;
         }

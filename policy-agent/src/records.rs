@@ -32,3 +32,6 @@ pub fn read(folder: &Path) -> Vec<Attachment> {
     records.sort_by(|a: &Attachment, b| a.key.cmp(&b.key));
     records
 }
+
+#[cfg(test)]
+mod tests;

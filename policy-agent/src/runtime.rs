@@ -357,3 +357,6 @@ impl<K: Kernel> Runtime<K> {
 fn answer<T>(reply: oneshot::Sender<T>, value: T) {
     drop(reply.send(value));
 }
+
+#[cfg(test)]
+mod tests;

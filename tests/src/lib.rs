@@ -21,6 +21,7 @@
 //! go when they go, even at `kill -9`, and every measurement has one clock.
 
 pub mod agent;
+pub mod api_server;
 pub mod command;
 pub mod inspect;
 pub mod interrupt;

@@ -1,6 +1,5 @@
 //! Commits: chunks, refused operations, changes by others.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use dataplane::diff::diff;
@@ -11,6 +10,7 @@ use dataplane::object::Ruleset;
 use dataplane::transaction::{Operation, Transaction};
 
 use super::Owner;
+use super::refused::RefusedObjects;
 use crate::event::Kind;
 
 /// Elements of one commit: 30,000 hold the netfilter lock for 0.1 s, and other users of
@@ -57,9 +57,11 @@ pub(super) struct Progress {
     /// Times that somebody else had changed our tables.
     pub(super) repairs: u64,
     /// Objects that the kernel refuses, with its words.
-    pub(super) refused: BTreeMap<String, String>,
+    pub(super) refused: RefusedObjects,
     /// Generation of the kernel's ruleset after our last look at it.
     kernel_generation: u32,
+    /// What is applied is not known: the next commit begins with a look.
+    unknown: bool,
     /// The tables were there before the first sync of this process.
     adopting: bool,
 }
@@ -93,17 +95,23 @@ impl<K: Kernel> Owner<K> {
     /// What the kernel holds of our tables, and which of its generations that is.
     pub(super) fn observe(&mut self) -> Result<Ruleset, KernelError> {
         // Asked first: a change during the dump is then noticed by the next look.
-        self.progress.kernel_generation = self.kernel.generation()?;
-        self.kernel.dump(&layout::tables())
+        let generation = self.kernel.generation()?;
+        let observed = self.kernel.dump(&layout::tables())?;
+        self.progress.kernel_generation = generation;
+        Ok(observed)
     }
 
     /// Commits what is not applied.
     pub(super) fn commit(&mut self) -> Result<(), SyncError> {
+        if self.progress.unknown {
+            self.look()?;
+        }
         if std::mem::take(&mut self.progress.adopting) && !self.desired.transaction().is_empty() {
             // What was allowed under the rules found may not be any more.
             self.raise_generation();
         }
         self.progress.last_operations = 0;
+        let mut last = Vec::new();
         for _ in 0..ROUNDS {
             let transaction = self.desired.transaction();
             match self.commit_chunks(transaction) {
@@ -112,7 +120,15 @@ impl<K: Kernel> Owner<K> {
                     return Ok(());
                 }
                 Err((transaction, CommitError::Rejected(rejections))) => {
-                    self.take_out(&transaction, rejections)?;
+                    last.clone_from(&rejections);
+                    if self.kernel.generation()? == self.progress.kernel_generation {
+                        self.take_out(&transaction, rejections)?;
+                    } else {
+                        // Somebody else was there first: what is impossible now may have
+                        // been right for the tables that we knew.
+                        self.look()?;
+                        self.raise_generation();
+                    }
                 }
                 Err((_, error @ CommitError::Kernel(_))) => {
                     self.look_again();
@@ -121,7 +137,7 @@ impl<K: Kernel> Owner<K> {
             }
         }
         self.look_again();
-        Err(SyncError::Commit(CommitError::Rejected(Vec::new())))
+        Err(SyncError::Commit(CommitError::Rejected(last)))
     }
 
     fn commit_chunks(
@@ -149,11 +165,20 @@ impl<K: Kernel> Owner<K> {
         Ok(())
     }
 
-    /// What is applied is not known: compares with the kernel before the next commit.
+    /// Takes what the kernel holds as what is applied.
+    fn look(&mut self) -> Result<(), KernelError> {
+        let observed = self.observe()?;
+        self.desired.observe(observed);
+        self.progress.unknown = false;
+        Ok(())
+    }
+
+    /// What is applied is not known: compares with the kernel, now or before the next
+    /// commit.
     fn look_again(&mut self) {
-        match self.observe() {
-            Ok(observed) => self.desired.observe(observed),
-            Err(error) => tracing::error!(%error, "the tables cannot be read"),
+        self.progress.unknown = true;
+        if let Err(error) = self.look() {
+            tracing::error!(%error, "the tables cannot be read");
         }
     }
 
@@ -168,7 +193,9 @@ impl<K: Kernel> Owner<K> {
             let operation = rejection
                 .operation
                 .and_then(|i| transaction.operations.get(i));
-            let what = match operation {
+            let (desired, refused) = (&mut self.desired, &mut self.progress.refused);
+            let reason = rejection.to_string();
+            match operation {
                 Some(
                     Operation::AddElements {
                         table,
@@ -183,26 +210,18 @@ impl<K: Kernel> Owner<K> {
                 ) => {
                     let blamed = elements.get(rejection.elements.clone()).unwrap_or_default();
                     for (key, _) in blamed {
-                        self.desired.revert(table, set, key);
+                        refused.leave_out_element(desired, (table, set, key), &reason);
                     }
-                    let keys = blamed
-                        .iter()
-                        .map(|(key, _)| self.desired.print_key(table, set, key));
-                    let keys: Vec<_> = keys.collect();
-                    format!("{set} {}", keys.join(", "))
                 }
                 Some(Operation::AddRule { table, chain, .. }) if policy::is_group(chain) => {
-                    self.desired
-                        .chain(table, chain, dataplane::object::Chain::default());
-                    chain.to_string()
+                    refused.empty_chain(desired, (table, chain), &reason);
                 }
                 _ => {
                     self.look_again();
                     return Err(SyncError::Commit(CommitError::Rejected(rejections)));
                 }
-            };
-            tracing::error!(object = %what, error = %rejection, "left out: the kernel refuses it");
-            self.progress.refused.insert(what, rejection.to_string());
+            }
+            tracing::error!(error = %rejection, "left out: the kernel refuses it");
         }
         Ok(())
     }
@@ -235,6 +254,8 @@ impl<K: Kernel> Owner<K> {
         let started = Instant::now();
         let result = self.commit();
         self.progress.finished(started, &result);
+        // What could not be repaired now is left to the next sync.
+        self.dirty |= result.is_err();
         result.map(|()| true)
     }
 

@@ -62,7 +62,12 @@ impl<K: Kernel> Owner<K> {
                     },
                 )
             });
-            let slices = slices.unwrap_or_default();
+            let mut slices = slices.unwrap_or_default();
+            // No object has such a name: a slice that is given is never taken for one that
+            // was computed.
+            for slice in &mut slices {
+                slice.key.name.insert(0, ':');
+            }
             let now: BTreeSet<_> = slices.iter().map(|slice| slice.key.clone()).collect();
             let before = self.endpoints.slices.remove(&key).unwrap_or_default();
             for gone in before.difference(&now) {

@@ -141,7 +141,7 @@ impl<K: Kernel> Owner<K> {
             duration.as_secs_f64()
         };
         let attachments = self.index.attachments().values();
-        let unprogrammed = attachments.filter(|at| !self.policies.are_bound(&at.ips));
+        let unprogrammed = attachments.filter(|at| !self.is_admitted(at));
         Summary {
             node: self.settings.node.clone(),
             synced: self.is_synced(),
@@ -185,14 +185,11 @@ impl<K: Kernel> Owner<K> {
                 reason,
             })
         });
-        let refused = self
-            .progress
-            .refused
-            .iter()
-            .map(|(object, reason)| Problem {
-                object: object.clone(),
-                reason: reason.clone(),
-            });
+        let refused = self.progress.refused.iter();
+        let refused = refused.map(|(object, reason)| Problem {
+            object: object.to_owned(),
+            reason: reason.to_owned(),
+        });
         invalid
             .chain(in_policies)
             .chain(of_services)

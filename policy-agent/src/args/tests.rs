@@ -1,0 +1,84 @@
+use clap::CommandFactory as _;
+
+use super::*;
+
+fn parse(line: &str) -> Result<Command, String> {
+    let words = std::iter::once("trammel-agent").chain(line.split_whitespace());
+    let parsed = Arguments::try_parse_from(words);
+    parsed
+        .map(|arguments| arguments.command)
+        .map_err(|error| error.to_string())
+}
+
+#[test]
+fn the_definition_is_consistent() {
+    Arguments::command().debug_assert();
+}
+
+#[test]
+fn run_takes_one_source_and_has_defaults() {
+    let Ok(Command::Run(run)) = parse("run --node-name n1 --manifests /m") else {
+        panic!("a valid line");
+    };
+    assert_eq!(run.socket, PathBuf::from(DEFAULT_SOCKET));
+    assert_eq!((run.listen, run.kubeconfig, run.config), (None, None, None));
+    assert_eq!(run.manifests, Some("/m".into()));
+    let error = parse("run --node-name n1 --manifests /m --kubeconfig /k").expect_err("both");
+    assert!(error.contains("--kubeconfig"), "{error}");
+    let error = parse("run --node-name n1 --listen 9870").expect_err("no address");
+    assert!(error.contains("--listen"), "{error}");
+}
+
+#[test]
+fn every_verb_takes_a_socket_and_a_form_of_output() {
+    for verb in [
+        "status", "services", "policies", "verify", "cleanup", "wait",
+    ] {
+        let command = parse(&format!("{verb} --socket /s -o json"));
+        let client = match command {
+            Ok(
+                Command::Status(client)
+                | Command::Services(client)
+                | Command::Policies(client)
+                | Command::Verify(client)
+                | Command::Cleanup(client)
+                | Command::Wait { client, .. },
+            ) => client,
+            other => panic!("{verb}: {other:?}"),
+        };
+        assert_eq!(client.socket, PathBuf::from("/s"), "{verb}");
+        assert_eq!(client.output, Output::Json, "{verb}");
+    }
+}
+
+#[test]
+fn durations_are_read_with_their_units() {
+    for (text, milliseconds) in [
+        ("500ms", 500),
+        ("10s", 10_000),
+        ("2m", 120_000),
+        ("3", 3_000),
+    ] {
+        assert_eq!(
+            duration(text),
+            Ok(Duration::from_millis(milliseconds)),
+            "{text}"
+        );
+    }
+    for text in [
+        "",
+        "s",
+        "-1s",
+        "1.5s",
+        "10h",
+        "1 s",
+        "99999999999999999999s",
+    ] {
+        let error = duration(text).expect_err(text);
+        assert!(error.contains(&format!("{text:?}")), "{error}");
+    }
+    let Ok(Command::Wait { timeout, .. }) = parse("wait") else {
+        panic!("a valid line");
+    };
+    assert_eq!(timeout, Duration::from_secs(10));
+}

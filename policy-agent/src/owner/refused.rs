@@ -1,0 +1,110 @@
+//! What the kernel refuses: left out of the desired state so that the rest goes through,
+//! and put back before the next sync, which may have no use for it any more or find that
+//! the kernel takes it.
+
+use std::collections::BTreeMap;
+
+use dataplane::desired::Desired;
+use dataplane::object::{Chain, Element, Key, Name, TableId};
+
+/// Everything that is left out, by its place.
+#[derive(Debug, Default)]
+pub(super) struct RefusedObjects(BTreeMap<Place, Refused>);
+
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Place {
+    Element(TableId, Name, Key),
+    Chain(TableId, Name),
+}
+
+#[derive(Debug)]
+struct Refused {
+    wanted: Wanted,
+    /// How `status` calls it.
+    object: String,
+    /// The kernel's words.
+    reason: String,
+}
+
+#[derive(Debug)]
+enum Wanted {
+    /// `None`: the element is to go.
+    Element(Option<Element>),
+    Chain(Chain),
+}
+
+impl RefusedObjects {
+    /// Number of objects.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Names and reasons.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0
+            .values()
+            .map(|refused| (&*refused.object, &*refused.reason))
+    }
+
+    /// Gives up what is desired of the element: what is applied of it stays.
+    pub(super) fn leave_out_element(
+        &mut self,
+        desired: &mut Desired,
+        (table, set, key): (&TableId, &Name, &Key),
+        reason: &str,
+    ) {
+        let refused = Refused {
+            wanted: Wanted::Element(desired.get(table, set, key).cloned()),
+            object: format!("{set} {}", desired.print_key(table, set, key)),
+            reason: reason.to_owned(),
+        };
+        desired.revert(table, set, key);
+        let place = Place::Element(table.clone(), set.clone(), key.clone());
+        self.0.entry(place).or_insert(refused);
+    }
+
+    /// Empties the chain: what leads there is denied.
+    pub(super) fn empty_chain(
+        &mut self,
+        desired: &mut Desired,
+        (table, chain): (&TableId, &Name),
+        reason: &str,
+    ) {
+        let place = Place::Chain(table.clone(), chain.clone());
+        // The kernel blames every rule of the chain.
+        if self.0.contains_key(&place) {
+            return;
+        }
+        let wanted = desired.ruleset().tables[table].chains[chain].clone();
+        let emptied = Chain {
+            rules: Vec::new(),
+            ..wanted.clone()
+        };
+        desired.chain(table, chain, emptied);
+        let refused = Refused {
+            wanted: Wanted::Chain(wanted),
+            object: chain.to_string(),
+            reason: reason.to_owned(),
+        };
+        self.0.insert(place, refused);
+    }
+
+    /// Wants everything again. Whoever changes the desired state calls this first: it is
+    /// then what was made of it, and an object that is gone is not put back later.
+    pub(super) fn restore(&mut self, desired: &mut Desired) {
+        for (place, refused) in std::mem::take(&mut self.0) {
+            match (place, refused.wanted) {
+                (Place::Element(table, set, key), Wanted::Element(Some(element))) => {
+                    desired.insert(&table, &set, key, element);
+                }
+                (Place::Element(table, set, key), Wanted::Element(None)) => {
+                    desired.remove(&table, &set, &key);
+                }
+                (Place::Chain(table, name), Wanted::Chain(chain)) => {
+                    desired.chain(&table, &name, chain);
+                }
+                _ => unreachable!("an element has an element, a chain has a chain"),
+            }
+        }
+    }
+}

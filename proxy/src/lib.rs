@@ -1,0 +1,206 @@
+//! The Service proxy: Services and EndpointSlices to elements of the data plane's maps.
+//!
+//! ```text
+//!  Service ──► frontend::plan ──► claims: who owns an address.protocol.port
+//!                                    │
+//!  EndpointSlice ─► index ─► endpoints::candidates ─► topology::select
+//!                                                          │
+//!                                   Desired ◄── maps ◄── slots: which endpoint where
+//! ```
+//!
+//! Everything is synchronous, deterministic and without IO: objects come in parsed
+//! ([`model`]), elements go out into a [`Desired`], and [`Proxy::sync`] looks only at the
+//! Services that have changed.
+//!
+//! A *frontend* is `address . protocol . port` of a service port. Further ways to a
+//! Service (node ports, load balancer addresses) are further frontends of the same port:
+//! [`FrontendKind`] says which way it is, and its traffic policy selects the endpoints.
+
+mod adopt;
+mod claims;
+mod endpoints;
+mod frontend;
+mod index;
+mod intern;
+mod maps;
+pub mod model;
+pub mod slots;
+mod status;
+pub mod topology;
+
+use std::collections::BTreeSet;
+
+use dataplane::desired::Desired;
+use dataplane::object::Ruleset;
+
+use crate::claims::Claims;
+use crate::endpoints::candidates;
+use crate::frontend::plan;
+use crate::index::Index;
+use crate::maps::Maps;
+use crate::model::{EndpointSlice, ObjectKey, Service};
+use crate::topology::select;
+
+pub use crate::frontend::{FrontendId, FrontendKind};
+pub use crate::status::{EndpointStatus, FrontendState, FrontendStatus, ServiceStatus};
+pub use crate::topology::NodeIdentity;
+
+/// The Services of a cluster as one node serves them.
+pub struct Proxy {
+    node: NodeIdentity,
+    index: Index,
+    claims: Claims,
+    maps: Maps,
+    /// Services to be compiled by the next sync.
+    dirty: BTreeSet<ObjectKey>,
+    /// Frontends that somebody has given up since the last sync.
+    released: BTreeSet<FrontendId>,
+}
+
+/// What a sync did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SyncReport {
+    /// Services compiled.
+    pub services: usize,
+    /// Frontends that came, went, or have another number of endpoints.
+    pub frontends: usize,
+    /// Slots that have got an endpoint, or another one.
+    pub slots_written: usize,
+    /// Orphaned slots removed.
+    pub slots_removed: usize,
+}
+
+impl Proxy {
+    /// A proxy without Services.
+    pub fn new(node: NodeIdentity) -> Self {
+        Self {
+            node,
+            index: Index::default(),
+            claims: Claims::default(),
+            maps: Maps::default(),
+            dirty: BTreeSet::new(),
+            released: BTreeSet::new(),
+        }
+    }
+
+    /// Takes the slots that the kernel's maps have, so that after a restart an endpoint
+    /// stays where it is. To be called before the first sync; what no Service wants is
+    /// forgotten by it.
+    pub fn adopt(&mut self, observed: &Ruleset) {
+        self.maps.adopt(adopt::slots(observed));
+    }
+
+    /// What is known of the node has changed.
+    pub fn set_node(&mut self, node: NodeIdentity) {
+        if self.node == node {
+            return;
+        }
+        let renamed = self.node.name != node.name;
+        self.node = node;
+        let affected = self.index.iter().filter(|(_, entry)| {
+            entry.service.is_some() && (renamed || entry.slices.iter().any(index::Slice::has_hints))
+        });
+        self.dirty.extend(affected.map(|(key, _)| key.clone()));
+    }
+
+    /// A Service is new or has changed.
+    pub fn apply_service(&mut self, service: Service) {
+        let key = service.key.clone();
+        let (old, new) = self.index.set_service(service);
+        let Some(new) = new else { return };
+        if let Some(old) = old {
+            self.release(&old);
+        }
+        for frontend in plan(&new).frontends {
+            let displaced = self.claims.claim(frontend.id, &new);
+            self.dirty.extend(displaced);
+        }
+        self.dirty.insert(key);
+    }
+
+    /// A Service is gone.
+    pub fn remove_service(&mut self, key: &ObjectKey) {
+        if let Some(old) = self.index.remove_service(key) {
+            self.release(&old);
+        }
+        self.dirty.remove(key);
+    }
+
+    fn release(&mut self, service: &Service) {
+        for frontend in plan(service).frontends {
+            let heir = self.claims.release(frontend.id, &service.key);
+            self.dirty.extend(heir);
+            self.released.insert(frontend.id);
+        }
+    }
+
+    /// A slice is new or has changed.
+    pub fn apply_slice(&mut self, slice: EndpointSlice) {
+        self.dirty.extend(self.index.set_slice(slice));
+    }
+
+    /// A slice is gone.
+    pub fn remove_slice(&mut self, key: &ObjectKey) {
+        self.dirty.extend(self.index.remove_slice(key));
+    }
+
+    /// Brings `desired` up to date. The layout must be installed in it
+    /// ([`dataplane::layout::install`]), and it must be the same at every call.
+    ///
+    /// Costs what the changed Services have of endpoints, not what there is.
+    pub fn sync(&mut self, desired: &mut Desired) -> SyncReport {
+        let mut report = SyncReport::default();
+        self.maps.prune(desired, &mut report);
+        for id in std::mem::take(&mut self.released) {
+            if self.claims.owner(id).is_none() {
+                self.maps.withdraw(desired, id, &mut report);
+            }
+        }
+        for key in std::mem::take(&mut self.dirty) {
+            self.compile(&key, desired, &mut report);
+        }
+        self.maps.forget_adopted();
+        report
+    }
+
+    /// What the last sync wrote is in the kernel. Returns whether a further sync is
+    /// wanted: slots that nothing leads to any more are removed one commit later.
+    pub fn committed(&mut self) -> bool {
+        self.maps.committed()
+    }
+
+    /// The Services, sorted by key, as they are served after the last sync.
+    pub fn services(&self) -> impl Iterator<Item = ServiceStatus> {
+        self.index.iter().filter_map(|(_, entry)| {
+            let service = entry.service.as_ref()?;
+            Some(self.status(service, &entry.slices))
+        })
+    }
+
+    fn compile(&mut self, key: &ObjectKey, desired: &mut Desired, report: &mut SyncReport) {
+        let Some(entry) = self.index.get(key) else {
+            return;
+        };
+        let Some(service) = &entry.service else {
+            return;
+        };
+        report.services += 1;
+        let plan = plan(service);
+        for group in plan.groups() {
+            let port = &service.ports[group[0].port];
+            let candidates = candidates(&entry.slices, port, group[0].id.family(), &self.node);
+            for frontend in group {
+                if self.claims.owner(frontend.id) != Some(key) {
+                    continue;
+                }
+                let selection = select(&candidates, frontend.policy, &self.node);
+                let comment = frontend::comment(key, port);
+                self.maps
+                    .program(desired, frontend.id, &comment, &selection, report);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+//! What `services` shows: how each Service is served on this node, and what is not.
+
+mod problems;
+
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Proxy;
+use crate::endpoints::candidates;
+use crate::frontend::{Frontend, FrontendId, FrontendKind, plan};
+use crate::index::Slice;
+use crate::model::{ObjectKey, Service};
+use crate::topology::{Candidate, Criterion, Selection, select};
+
+/// A Service as this node serves it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceStatus {
+    /// Namespace and name.
+    #[serde(flatten)]
+    pub key: ObjectKey,
+    /// Its frontends, in the order of its ports and addresses.
+    pub frontends: Vec<FrontendStatus>,
+    /// What of it is not served as it asks, and what to do.
+    pub problems: Vec<String>,
+}
+
+/// A frontend.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FrontendStatus {
+    /// Address, protocol and port.
+    #[serde(flatten)]
+    pub id: FrontendId,
+    /// Name of the port; empty where the only port has none.
+    pub port_name: String,
+    /// By which of the Service's addresses it is reached.
+    pub kind: FrontendKind,
+    /// What happens to a new connection.
+    #[serde(flatten)]
+    pub state: FrontendState,
+    /// All endpoints of the port and family, used or not, sorted by address and port.
+    pub endpoints: Vec<EndpointStatus>,
+}
+
+/// What happens to a new connection.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "camelCase")]
+pub enum FrontendState {
+    /// It goes to one of the endpoints that have a slot.
+    Served {
+        /// Why just these.
+        by: Criterion,
+    },
+    /// It is refused: there is no usable endpoint.
+    Refused,
+    /// It is dropped: usable endpoints are on other nodes only, and the traffic policy
+    /// is Local.
+    Dropped,
+    /// Another Service owns the frontend, and its state counts.
+    Lost {
+        /// The owner, `namespace/name`.
+        owner: String,
+    },
+}
+
+/// An endpoint of a frontend.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointStatus {
+    /// Address.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// Its slot; `None`: not used.
+    pub slot: Option<u32>,
+    /// Condition `ready`.
+    pub ready: bool,
+    /// Condition `serving`.
+    pub serving: bool,
+    /// Condition `terminating`.
+    pub terminating: bool,
+    /// Node.
+    pub node: Option<String>,
+    /// Zone.
+    pub zone: Option<String>,
+}
+
+impl Proxy {
+    pub(crate) fn status(&self, service: &Service, slices: &[Slice]) -> ServiceStatus {
+        let plan = plan(service);
+        let mut frontends = Vec::new();
+        for group in plan.groups() {
+            let port = &service.ports[group[0].port];
+            let candidates = candidates(slices, port, group[0].id.family(), &self.node);
+            for frontend in group {
+                let mut status = self.frontend(service, frontend, &candidates);
+                status.port_name.clone_from(&port.name);
+                frontends.push(status);
+            }
+        }
+        ServiceStatus {
+            key: service.key.clone(),
+            problems: problems::of(service, slices, &plan, &frontends),
+            frontends,
+        }
+    }
+
+    fn frontend(
+        &self,
+        service: &Service,
+        frontend: &Frontend,
+        candidates: &[Candidate<'_>],
+    ) -> FrontendStatus {
+        let owner = self.claims.owner(frontend.id);
+        let is_lost = owner != Some(&service.key);
+        let state = match select(candidates, frontend.policy, &self.node) {
+            _ if is_lost => FrontendState::Lost {
+                owner: owner.map(ToString::to_string).unwrap_or_default(),
+            },
+            Selection::Chosen { by, .. } => FrontendState::Served { by },
+            Selection::NoneLocal => FrontendState::Dropped,
+            Selection::None => FrontendState::Refused,
+        };
+        // The slots of a lost frontend are those of its owner's endpoints.
+        let used = if is_lost {
+            &[]
+        } else {
+            self.maps.targets(frontend.id)
+        };
+        let mut slots: Vec<_> = (0..).zip(used).map(|(slot, target)| (*target, slot)).collect();
+        slots.sort_unstable();
+        let endpoints = candidates.iter().map(|candidate| {
+            let found = slots.binary_search_by_key(&candidate.target, |(target, _)| *target);
+            let slot = found.ok().map(|at| slots[at].1);
+            endpoint(candidate, slot)
+        });
+        FrontendStatus {
+            id: frontend.id,
+            port_name: String::new(),
+            kind: frontend.kind,
+            state,
+            endpoints: endpoints.collect(),
+        }
+    }
+}
+
+fn endpoint(candidate: &Candidate<'_>, slot: Option<u32>) -> EndpointStatus {
+    EndpointStatus {
+        address: candidate.target.address,
+        port: candidate.target.port,
+        slot,
+        ready: candidate.conditions.ready,
+        serving: candidate.conditions.serving,
+        terminating: candidate.conditions.terminating,
+        node: candidate.node.map(str::to_owned),
+        zone: candidate.zone.map(str::to_owned),
+    }
+}
+
+impl fmt::Display for ServiceStatus {
+    /// One line for the Service and one for each frontend, endpoint and problem, without
+    /// a final line end.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.key)?;
+        for frontend in &self.frontends {
+            write!(f, "\n  {frontend}")?;
+        }
+        for problem in &self.problems {
+            write!(f, "\n  problem: {problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for FrontendStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.id)?;
+        if !self.port_name.is_empty() {
+            write!(f, " {}", self.port_name)?;
+        }
+        match &self.state {
+            FrontendState::Served { by } => write!(f, " {}", describe(*by))?,
+            FrontendState::Refused => f.write_str(" refused: no usable endpoint")?,
+            FrontendState::Dropped => f.write_str(" dropped: no usable endpoint on this node")?,
+            FrontendState::Lost { owner } => write!(f, " is served for {owner}")?,
+        }
+        for endpoint in &self.endpoints {
+            write!(f, "\n    {endpoint}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for EndpointStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let socket = std::net::SocketAddr::new(self.address, self.port);
+        match self.slot {
+            Some(slot) => write!(f, "{slot}: {socket}")?,
+            None => write!(f, "-: {socket}")?,
+        }
+        for (holds, word) in [
+            (self.ready, "ready"),
+            (self.serving && !self.ready, "serving"),
+            (self.terminating, "terminating"),
+        ] {
+            if holds {
+                write!(f, " {word}")?;
+            }
+        }
+        match &self.node {
+            Some(node) => write!(f, " on {node}"),
+            None => Ok(()),
+        }
+    }
+}
+
+const fn describe(by: Criterion) -> &'static str {
+    match by {
+        Criterion::Ready => "to all ready endpoints",
+        Criterion::SameNode => "to endpoints hinted for this node",
+        Criterion::SameZone => "to endpoints hinted for this zone",
+        Criterion::Local => "to endpoints on this node",
+        Criterion::Terminating => "to terminating endpoints: none is ready",
+        Criterion::LocalTerminating => "to terminating endpoints on this node: none is ready",
+    }
+}

@@ -1,0 +1,10 @@
+//! The proxy as a whole: objects in, packets through what comes out.
+
+mod adoption;
+mod conflicts;
+mod endpoints;
+mod harness;
+mod lifecycle;
+mod properties;
+mod scale;
+mod status;
