@@ -8,6 +8,7 @@
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use crate::attachment::MacAddr;
 
@@ -222,20 +223,40 @@ fn shifts(id: u32) -> impl Iterator<Item = u32> {
 
 /// Builds the bytes of a key or value, field by field, with the padding that a
 /// concatenation needs.
-#[derive(Clone, Default, Debug)]
-pub struct Bytes(Vec<u8>);
+///
+/// On the stack, as a cold start builds a hundred thousand of them.
+#[derive(Clone, Debug)]
+pub struct Bytes {
+    bytes: [u8; Self::MAX],
+    len: usize,
+}
+
+impl Default for Bytes {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Bytes {
+    /// All registers of the kernel together, `NFT_DATA_VALUE_MAXLEN`.
+    const MAX: usize = 64;
+
     /// Nothing yet.
-    pub fn new() -> Self {
-        Self(Vec::with_capacity(40))
+    pub const fn new() -> Self {
+        Self {
+            bytes: [0; Self::MAX],
+            len: 0,
+        }
     }
 
     /// Appends one field of raw bytes, padded to four.
+    ///
+    /// # Panics
+    /// Where it is all longer than 64 bytes, which no key of the kernel can be.
     #[must_use]
     pub fn raw(mut self, bytes: &[u8]) -> Self {
-        self.0.extend_from_slice(bytes);
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
+        self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
+        self.len = (self.len + bytes.len()).next_multiple_of(4);
         self
     }
 
@@ -283,7 +304,7 @@ impl Bytes {
     }
 
     /// The bytes.
-    pub fn build(self) -> Box<[u8]> {
-        self.0.into_boxed_slice()
+    pub fn build(self) -> Arc<[u8]> {
+        self.bytes[..self.len].into()
     }
 }

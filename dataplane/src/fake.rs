@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use nix::errno::Errno;
 
-use crate::kernel::{CommitError, Kernel, KernelError, Rejection};
+use crate::kernel::{CommitError, Kernel, KernelError, Rejection, StaleFlow};
 use crate::object::{Element, Key, Name, Ruleset, Set, SetKind, Table, TableId, Value};
 use crate::rule::{Reference, Verdict};
 use crate::transaction::{Operation, Transaction};
@@ -19,6 +19,7 @@ use crate::transaction::{Operation, Transaction};
 pub struct Fake {
     ruleset: Ruleset,
     generation: u32,
+    forgotten: Vec<StaleFlow>,
 }
 
 /// A refused operation: error number, and the elements to blame.
@@ -33,6 +34,11 @@ impl Fake {
     /// What it holds.
     pub const fn ruleset(&self) -> &Ruleset {
         &self.ruleset
+    }
+
+    /// The flows that it was told to forget, in order.
+    pub fn forgotten(&self) -> &[StaleFlow] {
+        &self.forgotten
     }
 
     /// Changes what it holds from outside, as another program would.
@@ -73,6 +79,11 @@ impl Kernel for Fake {
         let mut ruleset = self.ruleset.clone();
         ruleset.tables.retain(|id, _| tables.contains(id));
         Ok(ruleset)
+    }
+
+    fn forget_flows(&mut self, stale: &[StaleFlow]) -> Result<usize, KernelError> {
+        self.forgotten.extend_from_slice(stale);
+        Ok(stale.len())
     }
 
     fn generation(&mut self) -> Result<u32, KernelError> {

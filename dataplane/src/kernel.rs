@@ -1,5 +1,7 @@
 //! What holds the tables: the kernel, or a fake of it.
 
+use std::net::SocketAddr;
+
 use crate::object::{Ruleset, TableId};
 use crate::transaction::{Operation, Transaction};
 
@@ -18,12 +20,28 @@ pub trait Kernel {
     /// Where the kernel cannot be asked.
     fn dump(&mut self, tables: &[TableId]) -> Result<Ruleset, KernelError>;
 
+    /// Ends the UDP flows that still lead from a frontend to an endpoint that it no longer
+    /// has: their next datagram chooses anew. Returns how many there were.
+    ///
+    /// # Errors
+    /// Where the kernel cannot be asked, or has no conntrack.
+    fn forget_flows(&mut self, stale: &[StaleFlow]) -> Result<usize, KernelError>;
+
     /// A number that grows by one with every commit of anybody in the network
     /// namespace.
     ///
     /// # Errors
     /// Where the kernel cannot be asked.
     fn generation(&mut self) -> Result<u32, KernelError>;
+}
+
+/// UDP flows to forget: from where clients sent to, to where that was translated.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct StaleFlow {
+    /// Address and port before translation.
+    pub frontend: SocketAddr,
+    /// Address and port after it.
+    pub endpoint: SocketAddr,
 }
 
 /// The kernel cannot be asked or told.

@@ -7,6 +7,7 @@
 
 mod attr;
 mod batch;
+mod conntrack;
 mod decode;
 mod dump;
 mod encode;

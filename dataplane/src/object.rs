@@ -372,8 +372,9 @@ impl SetSpec {
     }
 }
 
-/// Bytes of a key, of the length that the set's key type has.
-pub type Key = Box<[u8]>;
+/// Bytes of a key, of the length that the set's key type has. Shared: the desired state, its
+/// record of changes and transactions hold the same ones.
+pub type Key = Arc<[u8]>;
 
 /// What an element carries besides its key.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -381,7 +382,7 @@ pub enum Value {
     /// Nothing.
     None,
     /// Bytes of the map's data type.
-    Data(Box<[u8]>),
+    Data(Arc<[u8]>),
     /// A verdict.
     Verdict(Verdict),
 }
@@ -404,7 +405,7 @@ impl Element {
     }
 
     /// An element with data.
-    pub fn data(data: Box<[u8]>) -> Self {
+    pub fn data(data: Arc<[u8]>) -> Self {
         Self::of(Value::Data(data))
     }
 

@@ -5,6 +5,8 @@
 //! one order in which every reference exists when it is made and is gone when its
 //! target goes, so that callers need not think of order.
 
+mod chunks;
+
 use std::collections::BTreeSet;
 
 use crate::object::{Chain, Element, Key, Name, Set, SetSpec, TableId};
@@ -133,47 +135,6 @@ impl Transaction {
     /// Number of elements that are added or removed.
     pub fn element_operations(&self) -> usize {
         self.operations.iter().map(|op| op.elements().len()).sum()
-    }
-
-    /// The same in several transactions with at most about `max_elements` each, in
-    /// an order in which each of them leaves the tables sound: nothing leads to what a
-    /// later one brings. The first holds everything but the additions of elements.
-    ///
-    /// A commit holds the netfilter lock of the network namespace; chunks give others
-    /// their turn (30,000 elements take 0.1 s).
-    pub fn chunks(self, max_elements: usize) -> Vec<Self> {
-        if self.element_operations() <= max_elements {
-            return vec![self];
-        }
-        let mut chunks = vec![Self::default()];
-        let mut room = max_elements;
-        for operation in self.operations {
-            let Operation::AddElements {
-                table,
-                set,
-                elements,
-            } = operation
-            else {
-                chunks[0].operations.push(operation);
-                continue;
-            };
-            let mut rest = elements.into_iter().peekable();
-            while rest.peek().is_some() {
-                if room == 0 {
-                    chunks.push(Self::default());
-                    room = max_elements;
-                }
-                let part: Vec<_> = rest.by_ref().take(room).collect();
-                room -= part.len();
-                let last = chunks.last_mut().expect("never empty");
-                last.operations.push(Operation::AddElements {
-                    table: table.clone(),
-                    set: set.clone(),
-                    elements: part,
-                });
-            }
-        }
-        chunks
     }
 }
 

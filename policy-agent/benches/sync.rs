@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::process::{Command, exit};
 use std::time::{Duration, Instant};
 
-use dataplane::kernel::{CommitError, Kernel, KernelError};
+use dataplane::kernel::{CommitError, Kernel, KernelError, StaleFlow};
 use dataplane::netlink::{Batch, Nftables};
 use dataplane::object::{Ruleset, TableId};
 use dataplane::transaction::Transaction;
@@ -42,7 +42,11 @@ fn main() {
     }
     // `cargo bench` says so; `cargo test --benches` does not.
     let full = arguments.iter().any(|argument| argument == "--bench");
-    let sizes: &[u32] = if full { &[100, 1_000, 10_000, 50_000] } else { &[10] };
+    let sizes: &[u32] = if full {
+        &[100, 1_000, 10_000, 50_000]
+    } else {
+        &[10]
+    };
     println!(
         "| Services x {ENDPOINTS} | cold sync | its floor | ratio | one endpoint changed \
          | its floor | ratio | element operations | RSS |\n\
@@ -51,7 +55,9 @@ fn main() {
     for size in sizes {
         // A process each: the memory of one size is not that of the next.
         let program = std::env::current_exe().expect("the path of this program");
-        let status = Command::new(program).args([SIZE, &size.to_string()]).status();
+        let status = Command::new(program)
+            .args([SIZE, &size.to_string()])
+            .status();
         if !status.is_ok_and(|status| status.success()) {
             eprintln!("size {size} failed");
             exit(1);
@@ -82,15 +88,25 @@ fn measure(size: u32) {
     let prepared = recorder.kernel_mut().taken();
     let mut prepared_changes = Vec::with_capacity(CHANGES);
     for i in 0..CHANGES {
-        assert!(run(&mut recorder, vec![change(size / 2, i)]), "recording fails");
+        assert!(
+            run(&mut recorder, vec![change(size / 2, i)]),
+            "recording fails"
+        );
         prepared_changes.push(recorder.kernel_mut().taken());
     }
-    let operations = prepared_changes.iter().flatten().map(Transaction::element_operations).max();
+    let operations = prepared_changes
+        .iter()
+        .flatten()
+        .map(Transaction::element_operations)
+        .max();
 
     own_namespace();
     let mut kernel = Nftables::open().expect("nf_tables");
     let cold_floor = send(&mut kernel, &prepared);
-    let floors = prepared_changes.iter().map(|prepared| send(&mut kernel, prepared)).collect();
+    let floors = prepared_changes
+        .iter()
+        .map(|prepared| send(&mut kernel, prepared))
+        .collect();
 
     let (changed, changed_floor) = (median(changes), median(floors));
     println!(
@@ -134,7 +150,9 @@ fn send(kernel: &mut Nftables, transactions: &[Transaction]) -> Duration {
     let batches: Vec<_> = transactions.iter().map(|tx| (tx, Batch::new(tx))).collect();
     let started = Instant::now();
     for (transaction, batch) in &batches {
-        kernel.send(transaction, batch).expect("the kernel takes it");
+        kernel
+            .send(transaction, batch)
+            .expect("the kernel takes it");
     }
     started.elapsed()
 }
@@ -152,7 +170,9 @@ fn millis(time: Duration) -> f64 {
 fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("procfs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).expect("a size in kB");
+    let kib = line
+        .and_then(|line| line.trim().strip_suffix(" kB"))
+        .expect("a size in kB");
     kib.trim().parse::<u64>().expect("a number") << 10
 }
 
@@ -176,6 +196,10 @@ impl Kernel for Recorder {
 
     fn dump(&mut self, _: &[TableId]) -> Result<Ruleset, KernelError> {
         Ok(Ruleset::default())
+    }
+
+    fn forget_flows(&mut self, stale: &[StaleFlow]) -> Result<usize, KernelError> {
+        Ok(stale.len())
     }
 
     fn generation(&mut self) -> Result<u32, KernelError> {
@@ -258,7 +282,10 @@ fn slice(number: u32, version: u32) -> EndpointSlice {
 }
 
 fn key(number: u32) -> ObjectKey {
-    ObjectKey::new(format!("namespace-{}", number % 100), format!("service-{number}"))
+    ObjectKey::new(
+        format!("namespace-{}", number % 100),
+        format!("service-{number}"),
+    )
 }
 
 fn address(number: u32) -> IpAddr {

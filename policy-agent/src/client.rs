@@ -90,7 +90,7 @@ pub fn status(client: &Client) -> anyhow::Result<ExitCode> {
 pub fn services(client: &Client) -> anyhow::Result<ExitCode> {
     let services: Vec<ServiceStatus> = ask(&client.socket, &Query::Services, ANSWER)?;
     print(client, &services, || {
-        services.iter().for_each(|service| println!("{service}"))
+        services.iter().for_each(|service| println!("{service}"));
     })?;
     Ok(ExitCode::SUCCESS)
 }

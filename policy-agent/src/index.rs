@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use dataplane::attachment::{Attachment, AttachmentKey};
-use proxy::model::{EndpointSlice, ObjectKey, Service};
+use proxy::model::ObjectKey;
 
 use crate::model::{Namespace, NetworkPolicy, Node, Pod};
 
@@ -26,10 +26,10 @@ pub struct Index {
     pub pods: BTreeMap<ObjectKey, Pod>,
     /// Policies.
     pub policies: BTreeMap<ObjectKey, NetworkPolicy>,
-    /// Services, for endpoints by selector.
-    pub services: BTreeMap<ObjectKey, Service>,
-    /// EndpointSlices by key, as the source has them.
-    pub slices: BTreeMap<ObjectKey, EndpointSlice>,
+    /// Keys of the Services; the objects are the proxy's.
+    pub services: BTreeSet<ObjectKey>,
+    /// Name of the Service of each EndpointSlice; the objects are the proxy's.
+    pub slices: BTreeMap<ObjectKey, String>,
     attachments: BTreeMap<AttachmentKey, Attachment>,
     /// Which pods claim an address in their status.
     claims: BTreeMap<IpAddr, BTreeSet<ObjectKey>>,
@@ -179,14 +179,10 @@ impl Index {
     pub fn policies_in(&self, namespace: &str) -> impl Iterator<Item = &NetworkPolicy> {
         in_namespace(&self.policies, namespace)
     }
-
-    /// The Services of a namespace.
-    pub fn services_in(&self, namespace: &str) -> impl Iterator<Item = &Service> {
-        in_namespace(&self.services, namespace)
-    }
 }
 
-fn in_namespace<'a, T>(
+/// The objects of a namespace.
+pub(crate) fn in_namespace<'a, T>(
     objects: &'a BTreeMap<ObjectKey, T>,
     namespace: &str,
 ) -> impl Iterator<Item = &'a T> {

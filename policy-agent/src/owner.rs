@@ -12,6 +12,7 @@
 
 mod commit;
 mod endpoints;
+mod flows;
 mod refused;
 mod status;
 
@@ -162,13 +163,13 @@ impl<K: Kernel> Owner<K> {
             }
             Object::Service(service) => self.set_service(service),
             Object::EndpointSlice(slice) => {
-                let old = self.index.slices.insert(slice.key.clone(), slice.clone());
-                // It may have been of another Service.
-                for slice in old.iter().chain([&slice]) {
-                    let owner = ObjectKey::new(&*slice.key.namespace, &*slice.service);
-                    self.endpoints_changed(&owner);
-                }
+                let (key, service) = (slice.key.clone(), slice.service.clone());
                 self.proxy.apply_slice(slice);
+                let old = self.index.slices.insert(key.clone(), service.clone());
+                // It may have been of another Service.
+                for service in old.into_iter().chain([service]) {
+                    self.endpoints_changed(&ObjectKey::new(&*key.namespace, service));
+                }
             }
             Object::NetworkPolicy(policy) => {
                 let key = policy.key.clone();
@@ -201,12 +202,12 @@ impl<K: Kernel> Owner<K> {
             Kind::Service => {
                 self.index.services.remove(key);
                 self.proxy.remove_service(key);
-                self.endpoints_changed(key);
+                self.note_service(key, None);
             }
             Kind::EndpointSlice => {
-                if let Some(slice) = self.index.slices.remove(key) {
+                if let Some(service) = self.index.slices.remove(key) {
                     self.proxy.remove_slice(key);
-                    self.endpoints_changed(&ObjectKey::new(&*key.namespace, &*slice.service));
+                    self.endpoints_changed(&ObjectKey::new(&*key.namespace, service));
                 }
             }
             Kind::NetworkPolicy => {
@@ -228,7 +229,7 @@ impl<K: Kernel> Owner<K> {
             Kind::Namespace => self.index.namespaces.keys().map(unnamespaced).collect(),
             Kind::Node => self.index.nodes.keys().map(unnamespaced).collect(),
             Kind::Pod => self.index.pods.keys().cloned().collect(),
-            Kind::Service => self.index.services.keys().cloned().collect(),
+            Kind::Service => self.index.services.iter().cloned().collect(),
             Kind::EndpointSlice => self.index.slices.keys().cloned().collect(),
             Kind::NetworkPolicy => self.index.policies.keys().cloned().collect(),
         }
@@ -257,9 +258,9 @@ impl<K: Kernel> Owner<K> {
 
     fn set_service(&mut self, service: Service) {
         let key = service.key.clone();
-        self.index.services.insert(key.clone(), service.clone());
+        self.note_service(&key, Some(&service));
         self.proxy.apply_service(service);
-        self.endpoints_changed(&key);
+        self.index.services.insert(key);
     }
 
     /// Admits an attachment's addresses. They stay closed until their pod is known.
@@ -455,7 +456,7 @@ impl<K: Kernel> Owner<K> {
             .get(&*INET)
             .into_iter()
             .flat_map(|table| table.chains.keys());
-        for slots in chains.filter_map(|name| layout::services::slots_of_chain(name)) {
+        for slots in chains.filter_map(layout::services::slots_of_chain) {
             layout::services::want_random_chain(&mut self.desired, slots);
         }
     }

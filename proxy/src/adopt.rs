@@ -14,8 +14,8 @@ use crate::frontend::FrontendId;
 use crate::model::Protocol;
 use crate::slots::Target;
 
-/// The endpoints of each frontend by slot, from 0 up to the first that is missing.
-/// Elements that no proxy of ours writes are passed over.
+/// The endpoints of each frontend in the order of their slots. Elements that no proxy of
+/// ours writes are passed over.
 pub(crate) fn slots(observed: &Ruleset) -> HashMap<FrontendId, Vec<Target>> {
     let mut found: HashMap<FrontendId, Vec<(u32, Target)>> = HashMap::new();
     let Some(table) = observed.tables.get(&*INET) else {
@@ -34,12 +34,16 @@ pub(crate) fn slots(observed: &Ruleset) -> HashMap<FrontendId, Vec<Target>> {
             }
         }
     }
-    let dense = |mut slots: Vec<(u32, Target)>| {
+    // Slots are in the key's order of bytes, which is not that of numbers. They have no
+    // gaps unless somebody else has made one; what follows it is then written anew.
+    let in_order = |mut slots: Vec<(u32, Target)>| {
         slots.sort_unstable();
-        let known = (0..).zip(slots).take_while(|(i, (slot, _))| i == slot);
-        known.map(|(_, (_, target))| target).collect()
+        slots.into_iter().map(|(_, target)| target).collect()
     };
-    found.into_iter().map(|(id, slots)| (id, dense(slots))).collect()
+    found
+        .into_iter()
+        .map(|(id, slots)| (id, in_order(slots)))
+        .collect()
 }
 
 /// `address . protocol . port . slot`, each padded to four bytes

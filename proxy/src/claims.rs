@@ -31,8 +31,8 @@ impl Claims {
         self.by_frontend.get(&id).map(|claim| &claim.owner.key)
     }
 
-    /// The Service claims the frontend. Returns the one that it displaces as the owner.
-    pub(crate) fn claim(&mut self, id: FrontendId, service: &Arc<Service>) -> Option<ObjectKey> {
+    /// The Service claims the frontend.
+    pub(crate) fn claim(&mut self, id: FrontendId, service: &Arc<Service>) {
         let mut newcomer = Arc::clone(service);
         match self.by_frontend.entry(id) {
             Entry::Vacant(entry) => {
@@ -40,17 +40,13 @@ impl Claims {
                     owner: newcomer,
                     rivals: Vec::new(),
                 });
-                None
             }
             Entry::Occupied(entry) => {
                 let claim = entry.into_mut();
-                let displaces = seniority(&newcomer, &claim.owner).is_lt();
-                if displaces {
+                if seniority(&newcomer, &claim.owner).is_lt() {
                     std::mem::swap(&mut claim.owner, &mut newcomer);
                 }
-                let displaced = displaces.then(|| newcomer.key.clone());
                 claim.rivals.push(newcomer);
-                displaced
             }
         }
     }

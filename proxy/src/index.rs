@@ -157,6 +157,8 @@ impl Index {
 impl Slice {
     /// Whether an endpoint says for whom it is.
     pub(crate) fn has_hints(&self) -> bool {
-        self.endpoints.iter().any(|endpoint| endpoint.hints.is_some())
+        self.endpoints
+            .iter()
+            .any(|endpoint| endpoint.hints.is_some())
     }
 }

@@ -112,8 +112,7 @@ impl Proxy {
             self.release(&old);
         }
         for frontend in plan(&new).frontends {
-            let displaced = self.claims.claim(frontend.id, &new);
-            self.dirty.extend(displaced);
+            self.claims.claim(frontend.id, &new);
         }
         self.dirty.insert(key);
     }

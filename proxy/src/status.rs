@@ -130,7 +130,10 @@ impl Proxy {
         } else {
             self.maps.targets(frontend.id)
         };
-        let mut slots: Vec<_> = (0..).zip(used).map(|(slot, target)| (*target, slot)).collect();
+        let mut slots: Vec<_> = (0..)
+            .zip(used)
+            .map(|(slot, target)| (*target, slot))
+            .collect();
         slots.sort_unstable();
         let endpoints = candidates.iter().map(|candidate| {
             let found = slots.binary_search_by_key(&candidate.target, |(target, _)| *target);

@@ -12,7 +12,8 @@
 //! The chains are kept once made: kernels before 6.2 cannot delete a chain in the batch
 //! that removes the last element leading to it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use crate::datatype::{Bytes, DataType, Type};
 use crate::desired::Desired;
@@ -22,7 +23,7 @@ use crate::layout::{
     INET, PRIORITY_DSTNAT, PRIORITY_FILTER, PRIORITY_SRCNAT, PerFamily, base_chain, per_family,
     regular_chain,
 };
-use crate::object::{Chain, ChainType, Hook, IpFamily, Key, Name, SetSpec};
+use crate::object::{Chain, ChainType, Element, Hook, IpFamily, Key, Name, SetSpec, Value};
 use crate::rule::{Reject, Rule, Statement, Verdict};
 
 /// `address . protocol . port` of a Service with endpoints to its balancing chain.
@@ -74,8 +75,57 @@ pub fn slot_key(address: IpAddr, protocol: u8, port: u16, slot: u32) -> Key {
 }
 
 /// Data of a slot.
-pub fn endpoint_data(address: IpAddr, port: u16) -> Box<[u8]> {
+pub fn endpoint_data(address: IpAddr, port: u16) -> Arc<[u8]> {
     Bytes::new().addr(address).port(port).build()
+}
+
+/// A slot of a frontend, as [`slot_key`] writes it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Slot {
+    /// Address and port of the frontend.
+    pub frontend: SocketAddr,
+    /// Its IP protocol.
+    pub protocol: u8,
+    /// Number of the slot.
+    pub number: u32,
+}
+
+impl Slot {
+    /// The slot of a key in [`ENDPOINTS`]; `None` for bytes that are none.
+    pub fn parse(family: IpFamily, key: &[u8]) -> Option<Self> {
+        let (address, rest) = split_address(family, key)?;
+        let [protocol, _, _, _, high, low, _, _, number @ ..] = rest else {
+            return None;
+        };
+        Some(Self {
+            frontend: SocketAddr::new(address, u16::from_be_bytes([*high, *low])),
+            protocol: *protocol,
+            number: u32::from_ne_bytes(number.try_into().ok()?),
+        })
+    }
+}
+
+/// The endpoint that a slot leads to, as [`endpoint_data`] writes it.
+pub fn parse_endpoint(family: IpFamily, element: &Element) -> Option<SocketAddr> {
+    let Value::Data(data) = &element.value else {
+        return None;
+    };
+    let (address, rest) = split_address(family, data)?;
+    let port = u16::from_be_bytes(*rest.first_chunk()?);
+    Some(SocketAddr::new(address, port))
+}
+
+fn split_address(family: IpFamily, bytes: &[u8]) -> Option<(IpAddr, &[u8])> {
+    match family {
+        IpFamily::V4 => {
+            let (address, rest) = bytes.split_first_chunk::<4>()?;
+            Some((IpAddr::from(*address), rest))
+        }
+        IpFamily::V6 => {
+            let (address, rest) = bytes.split_first_chunk::<16>()?;
+            Some((IpAddr::from(*address), rest))
+        }
+    }
 }
 
 /// Verdict for a frontend that is refused: the client learns it at once.

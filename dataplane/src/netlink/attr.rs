@@ -55,6 +55,11 @@ impl Writer<'_> {
         self.0[start..start + 2].copy_from_slice(&len.to_ne_bytes());
     }
 
+    /// An attribute that holds attributes which are written already.
+    pub(crate) fn nested_bytes(&mut self, ty: u16, payload: &[u8]) {
+        self.bytes(ty | NLA_F_NESTED, payload);
+    }
+
     fn header(&mut self, len: usize, ty: u16) {
         let len = u16::try_from(len).expect("an attribute within 64 KiB");
         self.0.extend_from_slice(&len.to_ne_bytes());

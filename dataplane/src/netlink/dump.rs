@@ -6,7 +6,7 @@ use crate::datatype::Type;
 use crate::kernel::KernelError;
 use crate::netlink::attr::{Attr, Attrs, Writer};
 use crate::netlink::decode::{self, SetSpecs};
-use crate::netlink::socket::Nftables;
+use crate::netlink::socket::{Nftables, message_type};
 use crate::netlink::uapi::{
     LIST_ELEM, chain, data, elem, elem_list, hook, msg, rule, set, set_flags, table, udata,
 };
@@ -103,7 +103,7 @@ fn collect<T>(
     loop {
         let mut found = Vec::new();
         let mut each = |attrs: Attrs<'_>| found.extend(read(attrs));
-        if kernel.dump_once(ty, id.family.number(), request, &mut each)? {
+        if kernel.dump_once(message_type(ty), id.family.number(), request, &mut each)? {
             return Ok(found);
         }
     }

@@ -7,9 +7,10 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::kernel::{CommitError, Kernel, KernelError, Rejection};
+use crate::kernel::{CommitError, Kernel, KernelError, Rejection, StaleFlow};
 use crate::netlink::attr::Attrs;
 use crate::netlink::batch::{self, Batch, HEADER, NLMSG_HEADER, flag};
+use crate::netlink::conntrack;
 use crate::netlink::dump;
 use crate::netlink::uapi::{SUBSYS, gen_id, msg};
 use crate::object::{Ruleset, TableId};
@@ -120,7 +121,7 @@ impl Nftables {
     /// meanwhile.
     pub(super) fn dump_once(
         &mut self,
-        ty: u8,
+        ty: u16,
         family: u8,
         attributes: &[u8],
         each: &mut dyn FnMut(Attrs<'_>),
@@ -154,19 +155,58 @@ impl Nftables {
 
     fn request(
         &mut self,
-        ty: u8,
+        ty: u16,
         flags: u16,
         family: u8,
         attributes: &[u8],
     ) -> Result<u32, KernelError> {
         self.seq += 1;
         let mut bytes = Vec::with_capacity(HEADER + attributes.len());
-        let ty = SUBSYS << 8 | u16::from(ty);
         let start = batch::begin(&mut bytes, ty, flag::REQUEST | flags, self.seq, family, 0);
         bytes.extend_from_slice(attributes);
         batch::end(&mut bytes, start);
         self.write(&bytes)?;
         Ok(self.seq)
+    }
+
+    /// Sends a message of that type with each of the attributes, as one datagram, and waits
+    /// until the kernel has carried them all out. What does not exist is no error.
+    pub(super) fn carry_out(
+        &mut self,
+        ty: u16,
+        family: u8,
+        messages: &[Vec<u8>],
+    ) -> Result<(), KernelError> {
+        let mut bytes = Vec::new();
+        let first = self.seq + 1;
+        for attributes in messages {
+            self.seq += 1;
+            let flags = flag::REQUEST | flag::ACK;
+            let start = batch::begin(&mut bytes, ty, flags, self.seq, family, 0);
+            bytes.extend_from_slice(attributes);
+            batch::end(&mut bytes, start);
+        }
+        self.reserve(bytes.len())?;
+        self.write(&bytes)?;
+        let mut answers = 0;
+        let mut buffer = Vec::with_capacity(RECEIVE);
+        while answers < messages.len() {
+            self.read(&mut buffer, 0)?;
+            for message in Messages(&buffer).filter(|message| message.seq >= first) {
+                let Some(error) = message.error() else {
+                    continue;
+                };
+                not_about_an_object(error.errno)?;
+                if error.errno != 0 && error.errno != Errno::ENOENT as i32 {
+                    return Err(KernelError::Io {
+                        action: "delete conntrack entries",
+                        source: io::Error::from_raw_os_error(error.errno),
+                    });
+                }
+                answers += 1;
+            }
+        }
+        Ok(())
     }
 
     /// The kernel takes a batch as one datagram: the send buffer must hold it.
@@ -229,8 +269,12 @@ impl Kernel for Nftables {
         dump::ruleset(self, tables)
     }
 
+    fn forget_flows(&mut self, stale: &[StaleFlow]) -> Result<usize, KernelError> {
+        conntrack::forget(self, stale)
+    }
+
     fn generation(&mut self) -> Result<u32, KernelError> {
-        let seq = self.request(msg::GETGEN, 0, 0, &[])?;
+        let seq = self.request(message_type(msg::GETGEN), 0, 0, &[])?;
         let mut buffer = Vec::with_capacity(RECEIVE);
         loop {
             self.read(&mut buffer, 0)?;
@@ -244,6 +288,11 @@ impl Kernel for Nftables {
             return id.ok_or(KernelError::Protocol("a generation without number"));
         }
     }
+}
+
+/// A message of the nf_tables subsystem.
+pub(super) const fn message_type(ty: u8) -> u16 {
+    SUBSYS << 8 | ty as u16
 }
 
 /// Errors that are about this process or the kernel as a whole.

@@ -328,9 +328,9 @@ fn change() -> impl Strategy<Value = Change> {
 
 fn flows() -> Vec<Flow> {
     let mut flows = Vec::new();
-    for family in 0..2 {
+    for (family, outside) in OUTSIDE.into_iter().enumerate() {
         let mut addresses: Vec<_> = (0..6).map(|number| pod_ips(number)[family]).collect();
-        addresses.push(address(OUTSIDE[family]));
+        addresses.push(address(outside));
         for source in &addresses {
             for destination in &addresses {
                 let transports = PORTS

@@ -161,6 +161,7 @@ impl<K: Kernel> Owner<K> {
             }
             self.progress.kernel_generation = self.progress.kernel_generation.wrapping_add(1);
             self.progress.last_operations += count;
+            self.forget_flows(&chunk);
         }
         Ok(())
     }

@@ -6,21 +6,36 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dataplane::kernel::Kernel;
-use proxy::model::ObjectKey;
+use proxy::model::{ObjectKey, Service};
 
 use super::Owner;
+use crate::index::in_namespace;
 use crate::source::endpoints::{selects, slices_for};
 
 /// What was computed, and what must be again.
 #[derive(Debug, Default)]
 pub(super) struct ComputedEndpoints {
+    /// With their selectors, which the proxy does not keep.
+    services: BTreeMap<ObjectKey, Service>,
     dirty: BTreeSet<ObjectKey>,
     /// Keys of the slices given to the proxy, by Service.
     slices: BTreeMap<ObjectKey, BTreeSet<ObjectKey>>,
 }
 
 impl<K: Kernel> Owner<K> {
-    /// The Service, its selector or its slices have changed.
+    /// The Service is new, different, or with `None` gone.
+    pub(super) fn note_service(&mut self, key: &ObjectKey, service: Option<&Service>) {
+        if !self.settings.compute_endpoints {
+            return;
+        }
+        match service {
+            Some(service) => self.endpoints.services.insert(key.clone(), service.clone()),
+            None => self.endpoints.services.remove(key),
+        };
+        self.endpoints_changed(key);
+    }
+
+    /// The Service or its slices have changed.
     pub(super) fn endpoints_changed(&mut self, service: &ObjectKey) {
         if self.settings.compute_endpoints {
             self.endpoints.dirty.insert(service.clone());
@@ -35,22 +50,18 @@ impl<K: Kernel> Owner<K> {
         let Some(pod) = self.index.pods.get(pod) else {
             return;
         };
-        let services = self.index.services_in(&pod.key.namespace);
+        let services = in_namespace(&self.endpoints.services, &pod.key.namespace);
         let selecting = services.filter(|service| selects(service, pod));
-        self.endpoints
-            .dirty
-            .extend(selecting.map(|service| service.key.clone()));
+        let keys: Vec<_> = selecting.map(|service| service.key.clone()).collect();
+        self.endpoints.dirty.extend(keys);
     }
 
     /// Computes what has changed and tells the proxy.
     pub(super) fn compute_endpoints(&mut self) {
         for key in std::mem::take(&mut self.endpoints.dirty) {
-            let is_given = self
-                .index
-                .slices
-                .values()
-                .any(|slice| slice.key.namespace == key.namespace && slice.service == key.name);
-            let service = self.index.services.get(&key).filter(|_| !is_given);
+            let is_given = in_namespace(&self.index.slices, &key.namespace)
+                .any(|service| *service == key.name);
+            let service = self.endpoints.services.get(&key).filter(|_| !is_given);
             let slices = service.map(|service| {
                 slices_for(
                     service,

@@ -18,7 +18,8 @@ fn node_with_history() -> Node {
         many((0..300).filter(|n| n % 7 != 0)),
         many((0..280).filter(|n| n % 5 != 0)),
     ] {
-        node.proxy.apply_slice(slice("web-1", "web", HTTP, endpoints));
+        node.proxy
+            .apply_slice(slice("web-1", "web", HTTP, endpoints));
         node.settle();
     }
     node.proxy
@@ -52,7 +53,8 @@ fn restart(old: &Node) -> Node {
 
 fn apply(node: &mut Node, endpoints: Vec<crate::model::SliceEndpoint>) {
     node.proxy.apply_service(web());
-    node.proxy.apply_slice(slice("web-1", "web", HTTP, endpoints));
+    node.proxy
+        .apply_slice(slice("web-1", "web", HTTP, endpoints));
     node.proxy.apply_slice(slice(
         "web-6",
         "web",
@@ -112,7 +114,10 @@ fn slots_that_make_no_sense_are_made_right() {
     new.settle();
     let mut served = described(new.ruleset())["10.96.0.1 . tcp . 80"].clone();
     served.sort_unstable();
-    let mut wanted: Vec<_> = wanted.iter().map(|e| format!("{} . 80", e.address)).collect();
+    let mut wanted: Vec<_> = wanted
+        .iter()
+        .map(|e| format!("{} . 80", e.address))
+        .collect();
     wanted.sort_unstable();
     assert_eq!(served, wanted);
 }

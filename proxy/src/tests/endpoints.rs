@@ -18,7 +18,11 @@ fn web_with(endpoints: Vec<SliceEndpoint>) -> Node {
 fn every_endpoint_is_reached_by_each_protocol_and_family() {
     for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
         let node = Node::with(
-            [service("web", &["10.96.0.1", "fd96::1"], &[("a", protocol, 53)])],
+            [service(
+                "web",
+                &["10.96.0.1", "fd96::1"],
+                &[("a", protocol, 53)],
+            )],
             [
                 slice(
                     "web-4",
@@ -79,7 +83,11 @@ fn ports_are_matched_by_name_and_may_differ_per_slice() {
             slice(
                 "web-1",
                 "web",
-                &[("http", Tcp, 8080), ("dns", Udp, 5300), ("dns-tcp", Tcp, 5301)],
+                &[
+                    ("http", Tcp, 8080),
+                    ("dns", Udp, 5300),
+                    ("dns-tcp", Tcp, 5301),
+                ],
                 [ready("10.1.0.1")],
             ),
             slice("web-2", "web", &[("http", Tcp, 9090)], [ready("10.1.0.2")]),
@@ -88,10 +96,7 @@ fn ports_are_matched_by_name_and_may_differ_per_slice() {
         ],
     );
     assert_eq!(node.reach(WEB), set(&["10.1.0.1:8080", "10.1.0.2:9090"]));
-    assert_eq!(
-        node.reach_by("10.96.0.1:53", Udp),
-        set(&["10.1.0.1:5300"])
-    );
+    assert_eq!(node.reach_by("10.96.0.1:53", Udp), set(&["10.1.0.1:5300"]));
     assert_eq!(node.reach("10.96.0.1:53"), set(&["10.1.0.1:5301"]));
 }
 
@@ -165,7 +170,10 @@ fn internal_traffic_policy_local_stays_on_the_node() {
             vec![here(terminating("10.1.0.1")), ready("10.1.0.2")],
             "10.1.0.1:80",
         ),
-        (vec![here(unready("10.1.0.1")), ready("10.1.0.2")], "dropped"),
+        (
+            vec![here(unready("10.1.0.1")), ready("10.1.0.2")],
+            "dropped",
+        ),
         (vec![ready("10.1.0.2")], "dropped"),
         (vec![here(unready("10.1.0.1"))], "refused"),
         (vec![], "refused"),
@@ -256,7 +264,10 @@ fn of_two_entries_the_local_and_then_the_more_usable_one_counts() {
 fn a_move_between_slices_changes_nothing() {
     let mut node = Node::with(
         [web()],
-        [slice("web-1", "web", HTTP, many(1..=3)), slice("web-2", "web", HTTP, [])],
+        [
+            slice("web-1", "web", HTTP, many(1..=3)),
+            slice("web-2", "web", HTTP, []),
+        ],
     );
     // In both, then only in the other one.
     node.proxy

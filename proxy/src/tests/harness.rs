@@ -164,7 +164,9 @@ impl Node {
         slices: impl IntoIterator<Item = EndpointSlice>,
     ) -> Self {
         let mut node = Self::new();
-        services.into_iter().for_each(|s| node.proxy.apply_service(s));
+        services
+            .into_iter()
+            .for_each(|s| node.proxy.apply_service(s));
         slices.into_iter().for_each(|s| node.proxy.apply_slice(s));
         node.settle();
         node
@@ -179,7 +181,9 @@ impl Node {
 
     fn commit(&mut self) -> Transaction {
         let transaction = self.desired.transaction();
-        self.kernel.commit(&transaction).expect("the kernel takes it");
+        self.kernel
+            .commit(&transaction)
+            .expect("the kernel takes it");
         self.desired.committed();
         transaction
     }
@@ -265,15 +269,16 @@ pub(super) fn set(items: &[&str]) -> BTreeSet<String> {
 pub(super) fn described(ruleset: &Ruleset) -> BTreeMap<String, Vec<String>> {
     let mut described = BTreeMap::new();
     for family in IpFamily::BOTH {
-        let mut slots: BTreeMap<String, String> = elements(ruleset, layout_of::ENDPOINTS.of(family))
-            .map(|(key, element)| {
-                let Value::Data(data) = &element.value else {
-                    panic!("no data");
-                };
-                let target = layout_of::endpoint_type(family).print(data);
-                (layout_of::slot_type(family).print(key), target)
-            })
-            .collect();
+        let mut slots: BTreeMap<String, String> =
+            elements(ruleset, layout_of::ENDPOINTS.of(family))
+                .map(|(key, element)| {
+                    let Value::Data(data) = &element.value else {
+                        panic!("no data");
+                    };
+                    let target = layout_of::endpoint_type(family).print(data);
+                    (layout_of::slot_type(family).print(key), target)
+                })
+                .collect();
         let frontend_type = layout_of::frontend_type(family);
         for (key, element) in elements(ruleset, layout_of::FRONTENDS.of(family)) {
             let Value::Verdict(Verdict::Goto(chain)) = &element.value else {

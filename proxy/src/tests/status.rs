@@ -17,7 +17,11 @@ fn services_are_sorted_and_show_all_their_endpoints() {
             "web-1",
             "web",
             &[("http", Tcp, 8080)],
-            [here(ready("10.1.0.2")), unready("10.1.0.1"), ready("10.1.0.3")],
+            [
+                here(ready("10.1.0.2")),
+                unready("10.1.0.1"),
+                ready("10.1.0.3"),
+            ],
         )],
     );
     let text: Vec<_> = node.proxy.services().map(|s| s.to_string()).collect();
@@ -51,12 +55,18 @@ fn the_json_form_is_flat_and_reads_back() {
     let statuses: Vec<ServiceStatus> = node.proxy.services().collect();
     let json = serde_json::to_value(&statuses).expect("JSON");
     let web = &json[0];
-    assert_eq!((&web["namespace"], &web["name"]), (&"default".into(), &"web".into()));
+    assert_eq!(
+        (&web["namespace"], &web["name"]),
+        (&"default".into(), &"web".into())
+    );
     let [v4, v6] = [&web["frontends"][0], &web["frontends"][1]];
     assert_eq!(v4["address"], "10.96.0.1");
     assert_eq!(v4["protocol"], "TCP");
     assert_eq!(v4["kind"], "clusterIp");
-    assert_eq!((&v4["state"], &v4["by"]), (&"served".into(), &"local".into()));
+    assert_eq!(
+        (&v4["state"], &v4["by"]),
+        (&"served".into(), &"local".into())
+    );
     assert_eq!(v4["endpoints"][0]["slot"], 0);
     assert_eq!(v4["endpoints"][0]["node"], NODE);
     assert_eq!(v6["state"], "dropped");
@@ -79,7 +89,10 @@ fn a_lost_frontend_names_its_owner_and_uses_no_slot() {
     );
     let statuses: Vec<_> = node.proxy.services().collect();
     let owner = "default/a".to_owned();
-    assert_eq!(statuses[1].frontends[0].state, FrontendState::Lost { owner });
+    assert_eq!(
+        statuses[1].frontends[0].state,
+        FrontendState::Lost { owner }
+    );
     assert_eq!(statuses[1].frontends[0].endpoints[0].slot, None);
     assert_eq!(statuses[0].frontends[0].endpoints[0].slot, Some(0));
 }
@@ -91,13 +104,14 @@ fn what_is_asked_for_and_not_served_is_a_problem() {
         external_ips: vec![address("192.0.2.9")],
         load_balancer_ips: vec![address("192.0.2.10")],
         affinity_seconds: Some(10_800),
-        ..service("web", &["10.96.0.1", "::1"], &[("a", Tcp, 80), ("b", Tcp, 80)])
+        ..service(
+            "web",
+            &["10.96.0.1", "::1"],
+            &[("a", Tcp, 80), ("b", Tcp, 80)],
+        )
     };
     all.ports[0].node_port = Some(30_080);
-    let node = Node::with(
-        [all],
-        [slice("web-1", "web", HTTP, [ready("169.254.0.1")])],
-    );
+    let node = Node::with([all], [slice("web-1", "web", HTTP, [ready("169.254.0.1")])]);
     let status = node.proxy.services().next().expect("one");
     let starts: Vec<_> = status
         .problems

@@ -106,11 +106,7 @@ fn cluster_policy_takes_what_is_ready_and_else_what_still_serves() {
     check(
         vec![
             ("no endpoints", vec![], Selection::None),
-            (
-                "none ready",
-                vec![unready(0), unready(1)],
-                Selection::None,
-            ),
+            ("none ready", vec![unready(0), unready(1)], Selection::None),
             (
                 "some ready",
                 vec![unready(0), ready(1)],
@@ -158,11 +154,7 @@ fn local_policy_takes_what_is_here_and_tells_nowhere_from_elsewhere() {
     check(
         vec![
             ("no endpoints", vec![], Selection::None),
-            (
-                "all remote",
-                vec![ready(0), ready(1)],
-                Selection::NoneLocal,
-            ),
+            ("all remote", vec![ready(0), ready(1)], Selection::NoneLocal),
             (
                 "all local",
                 vec![ready(0).here(), ready(1).here()],
@@ -322,18 +314,12 @@ fn node_hints_come_before_zone_hints() {
             ),
             (
                 "one without a node hint: the zone",
-                vec![
-                    hints(3, &[NODE], &["zone-b"]),
-                    hints(4, &[], &["zone-a"]),
-                ],
+                vec![hints(3, &[NODE], &["zone-b"]), hints(4, &[], &["zone-a"])],
                 chosen(SameZone, &[4]),
             ),
             (
                 "neither",
-                vec![
-                    hints(3, &["there"], &["zone-b"]),
-                    hints(4, &["there"], &[]),
-                ],
+                vec![hints(3, &["there"], &["zone-b"]), hints(4, &["there"], &[])],
                 chosen(Ready, &[3, 4]),
             ),
             (

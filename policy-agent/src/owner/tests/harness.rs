@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use dataplane::attachment::{Attachment, AttachmentKey};
 use dataplane::fake::Fake;
-use dataplane::kernel::{CommitError, Kernel, KernelError, Rejection};
+use dataplane::kernel::{CommitError, Kernel, KernelError, Rejection, StaleFlow};
 use dataplane::layout::services::{
     ENDPOINTS, FRONTENDS, endpoint_type, frontend_key, slots_of_chain,
 };
@@ -84,6 +84,10 @@ impl Kernel for Scripted {
         self.fake.dump(tables)
     }
 
+    fn forget_flows(&mut self, stale: &[StaleFlow]) -> Result<usize, KernelError> {
+        self.fake.forget_flows(stale)
+    }
+
     fn generation(&mut self) -> Result<u32, KernelError> {
         self.fake.generation()
     }
@@ -96,7 +100,9 @@ impl Scripted {
             for (j, (key, _)) in operation.elements().iter().enumerate() {
                 candidates.push((i, operation, Some(key), j..j + 1));
             }
-            if matches!(operation, Operation::AddRule { chain, .. } if policy::is_group(chain)) {
+            if let Operation::AddRule { chain, .. } = operation
+                && (policy::is_group(chain) || self.refuses.is_some())
+            {
                 candidates.push((i, operation, None, 0..0));
             }
         }

@@ -20,7 +20,7 @@ const APPS: [&str; 3] = ["a", "b", "c"];
 /// One thing that happens.
 #[derive(Clone, Debug)]
 enum Step {
-    Put(Object),
+    Put(Box<Object>),
     Gone(Kind, ObjectKey),
     Relist(Kind),
     Attach(u8, Option<String>),
@@ -120,7 +120,7 @@ fn object() -> impl Strategy<Value = Object> {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        14 => object().prop_map(Step::Put),
+        14 => object().prop_map(|object| Step::Put(object.into())),
         5 => object().prop_map(|object| Step::Gone(object.kind(), object.key())),
         1 => prop::sample::select(Kind::ALL.to_vec()).prop_map(Step::Relist),
         3 => (20u8..24, prop::option::weighted(0.8, name("p", 3)))
@@ -148,7 +148,7 @@ fn tamper(ruleset: &mut Ruleset, number: usize) {
             elements.extend(keys.map(|key| (id.clone(), name.clone(), key.clone())));
         }
     }
-    if number % 8 == 0 || elements.is_empty() {
+    if number.is_multiple_of(8) || elements.is_empty() {
         ruleset.tables.clear();
         return;
     }
@@ -162,8 +162,8 @@ fn tamper(ruleset: &mut Ruleset, number: usize) {
 fn take(step: Step, world: &mut World, node: &mut Node) {
     match step {
         Step::Put(object) => {
-            world.put(object.clone());
-            node.owner.handle(Event::Apply(object));
+            world.put((*object).clone());
+            node.owner.handle(Event::Apply(*object));
         }
         Step::Gone(kind, key) => {
             world.objects.remove(&(kind, key.clone()));

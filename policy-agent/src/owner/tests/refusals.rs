@@ -1,9 +1,12 @@
 //! One thing that the kernel refuses does not keep the rest from it.
 
+use dataplane::datatype::{DataType, Type};
+use dataplane::layout::INET;
 use dataplane::layout::policy::{self, Direction};
 use dataplane::layout::ports::SENDERS;
 use dataplane::layout::services::{FRONTENDS, frontend_key};
-use dataplane::object::{IpFamily, Key, Name};
+use dataplane::object::{Chain, IpFamily, Key, Name, Set, SetSpec, Table};
+use dataplane::rule::Rule;
 use dataplane::transaction::Operation;
 
 use super::harness::{Node, World};
@@ -213,31 +216,37 @@ fn a_detached_port_is_not_put_back_by_a_later_sync() {
 #[test]
 fn static_rules_that_are_refused_are_an_error_with_the_kernels_words() {
     let mut node = Node::new();
-    node.kernel().refuses = Some(Box::new(|operation, _| {
-        matches!(operation, Operation::AddElements { .. })
-    }));
+    node.kernel().refuses = Some(Box::new(
+        |operation, _| matches!(operation, Operation::AddRule { chain, .. } if chain.as_str() == "forward"),
+    ));
     node.list(&world());
-    node.settle();
-    node.kernel().fake.tamper(|ruleset| ruleset.tables.clear());
+    let error = node
+        .owner
+        .sync()
+        .expect_err("no part of it can be left out");
+    assert!(error.to_string().contains("forward"), "{error}");
+    assert!(node.ruleset().tables.is_empty() && node.owner.is_dirty());
     node.kernel().refuses = None;
-    assert!(node.owner.check().expect("it can be repaired"));
+    node.settle();
+    assert_eq!(node.served("10.96.0.10", 80).len(), 3);
+}
 
-    // Only what is left out can be refused without an error.
+#[test]
+fn a_table_of_that_name_with_other_content_is_taken_over() {
     let mut node = Node::new();
     node.kernel().fake.tamper(|ruleset| {
-        let mut table = dataplane::object::Table::default();
-        let clash = dataplane::object::Chain::default();
-        table.chains.insert("forward".into(), clash);
-        let rule = dataplane::rule::Rule::new().goto("forward");
-        table.chains.insert(
-            "user".into(),
-            dataplane::object::Chain::regular("", vec![rule]),
-        );
-        ruleset
-            .tables
-            .insert(dataplane::layout::INET.clone(), table);
+        let mut table = Table::default();
+        table.chains.insert("forward".into(), Chain::default());
+        let rule = Rule::new().goto("forward");
+        let user = Chain::regular("", vec![rule]);
+        table.chains.insert("user".into(), user);
+        let of_ports = SetSpec::set(Type::of(&[DataType::InetService]), "");
+        let set = Set::new(of_ports);
+        table.sets.insert(FRONTENDS.of(IpFamily::V4).clone(), set);
+        ruleset.tables.insert(INET.clone(), table);
     });
     node.list(&world());
     node.settle();
     assert!(node.owner.verify().expect("it can be asked").is_empty());
+    assert_eq!(node.served("10.96.0.10", 80).len(), 3);
 }

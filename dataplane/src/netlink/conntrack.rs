@@ -1,0 +1,128 @@
+//! Conntrack entries of flows whose endpoint is gone.
+//!
+//! A UDP client that keeps its port keeps its flow: without a word to conntrack its
+//! datagrams go to the removed endpoint for as long as it sends. TCP needs none of this,
+//! its connections end.
+//!
+//! One dump of the entries of the protocol finds them, however many endpoints have gone;
+//! the kernel filters it (`CTA_FILTER`, 5.8; older ones send all, and it is filtered here).
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use crate::kernel::{KernelError, StaleFlow};
+use crate::netlink::attr::{Attr, Attrs, Writer};
+use crate::netlink::socket::Nftables;
+use crate::object::IpFamily;
+
+/// `NFNL_SUBSYS_CTNETLINK << 8`, with `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE`.
+const GET: u16 = 0x0101;
+const DELETE: u16 = 0x0102;
+
+/// `enum ctattr_type`.
+const TUPLE_ORIG: u16 = 1;
+const TUPLE_REPLY: u16 = 2;
+const ID: u16 = 12;
+const FILTER: u16 = 25;
+/// `enum ctattr_filter`, and its flag for the protocol.
+const FILTER_ORIG_FLAGS: u16 = 1;
+const FILTER_PROTO_NUM: u32 = 1 << 3;
+/// `enum ctattr_tuple`.
+const TUPLE_IP: u16 = 1;
+const TUPLE_PROTO: u16 = 2;
+/// `enum ctattr_ip`: source and destination, of IPv4 and IPv6.
+const IP_SRC: [u16; 2] = [1, 3];
+const IP_DST: [u16; 2] = [2, 4];
+/// `enum ctattr_l4proto`.
+const PROTO_NUM: u16 = 1;
+const PROTO_SRC_PORT: u16 = 2;
+const PROTO_DST_PORT: u16 = 3;
+
+/// `IPPROTO_UDP`.
+const UDP: u8 = 17;
+/// Deletions of one datagram.
+const AT_ONCE: usize = 64;
+
+/// Deletes the entries of these flows and returns how many there were.
+pub(super) fn forget(kernel: &mut Nftables, stale: &[StaleFlow]) -> Result<usize, KernelError> {
+    let mut deleted = 0;
+    for family in IpFamily::BOTH {
+        let of_family = stale
+            .iter()
+            .filter(|flow| IpFamily::of(flow.frontend.ip()) == family);
+        let wanted: BTreeSet<_> = of_family
+            .map(|flow| (flow.frontend, flow.endpoint))
+            .collect();
+        if wanted.is_empty() {
+            continue;
+        }
+        let entries = find(kernel, family, &wanted)?;
+        for entries in entries.chunks(AT_ONCE) {
+            kernel.carry_out(DELETE, family.nfproto(), entries)?;
+        }
+        deleted += entries.len();
+    }
+    Ok(deleted)
+}
+
+/// What names each matching entry: its original tuple, and its ID, so that no later flow
+/// with the same addresses is meant.
+fn find(
+    kernel: &mut Nftables,
+    family: IpFamily,
+    wanted: &BTreeSet<(SocketAddr, SocketAddr)>,
+) -> Result<Vec<Vec<u8>>, KernelError> {
+    let mut request = Vec::new();
+    let mut writer = Writer(&mut request);
+    writer.nest(TUPLE_ORIG, |w| {
+        w.nest(TUPLE_PROTO, |w| w.u8(PROTO_NUM, UDP));
+    });
+    writer.nest(FILTER, |w| {
+        w.bytes(FILTER_ORIG_FLAGS, &FILTER_PROTO_NUM.to_ne_bytes());
+    });
+    let mut found = BTreeSet::new();
+    let mut each = |entry: Attrs<'_>| {
+        if matches(entry, family, wanted) == Some(true) {
+            found.extend(identity(entry));
+        }
+    };
+    // A table that changes meanwhile shows an entry twice or not at all; one that is
+    // missed times out, as it would have without this.
+    kernel.dump_once(GET, family.nfproto(), &request, &mut each)?;
+    Ok(found.into_iter().collect())
+}
+
+fn matches(
+    entry: Attrs<'_>,
+    family: IpFamily,
+    wanted: &BTreeSet<(SocketAddr, SocketAddr)>,
+) -> Option<bool> {
+    let original = entry.get(TUPLE_ORIG)?.nested();
+    let reply = entry.get(TUPLE_REPLY)?.nested();
+    let protocol = original.get(TUPLE_PROTO)?.nested().get(PROTO_NUM)?.u8()?;
+    let frontend = side(original, family, IP_DST, PROTO_DST_PORT)?;
+    let endpoint = side(reply, family, IP_SRC, PROTO_SRC_PORT)?;
+    Some(protocol == UDP && wanted.contains(&(frontend, endpoint)))
+}
+
+fn side(tuple: Attrs<'_>, family: IpFamily, ip: [u16; 2], port: u16) -> Option<SocketAddr> {
+    let addresses = tuple.get(TUPLE_IP)?.nested();
+    let address = match family {
+        IpFamily::V4 => IpAddr::from(<[u8; 4]>::try_from(addresses.get(ip[0])?.payload).ok()?),
+        IpFamily::V6 => IpAddr::from(<[u8; 16]>::try_from(addresses.get(ip[1])?.payload).ok()?),
+    };
+    let port = tuple
+        .get(TUPLE_PROTO)?
+        .nested()
+        .get(port)
+        .and_then(Attr::u16)?;
+    Some(SocketAddr::new(address, port))
+}
+
+fn identity(entry: Attrs<'_>) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut writer = Writer(&mut bytes);
+    writer.nested_bytes(TUPLE_ORIG, entry.get(TUPLE_ORIG)?.payload);
+    writer.bytes(ID, entry.get(ID)?.payload);
+    Some(bytes)
+}
