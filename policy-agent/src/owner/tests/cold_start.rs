@@ -89,3 +89,31 @@ fn an_error_between_two_commits_is_made_good() {
         assert_eq!(node.problems(), Vec::<String>::new());
     }
 }
+
+#[test]
+fn a_large_change_leaves_sound_rules_at_every_commit() {
+    let mut node = Node::new();
+    node.list(&large());
+    node.settle();
+    node.kernel().keeps_states = true;
+    let mut world = large();
+    for number in 0..SERVICES {
+        let [high, low] = u16::try_from(number).expect("a small number").to_be_bytes();
+        let name = format!("s{number}");
+        let endpoints = [
+            format!("10.200.{high}.{low}"),
+            format!("10.201.{high}.{low}"),
+        ];
+        let endpoints: Vec<_> = endpoints.iter().map(|text| &**text).collect();
+        world.put(slice(&format!("x/{name}-1"), &name, &endpoints));
+    }
+    node.list(&world);
+    node.settle();
+    for state in &node.kernel().states {
+        assert_sound(state);
+        assert_eq!(
+            state.tables[&*INET].sets["frontends4"].elements.len(),
+            SERVICES
+        );
+    }
+}
