@@ -12,7 +12,7 @@
 //! upgraded in either order.
 //!
 //! Attachment records: the plugin writes each attachment as
-//! [`Attachment::file_name`] into [`records_dir`] before its first change to the
+//! [`AttachmentKey::file_name`] into [`records_dir`] before its first change to the
 //! kernel and removes it after its last, so that DEL, and an agent that was not
 //! running at the time, know what there is.
 

@@ -16,7 +16,7 @@
 //!   [`diff`] compares whole rulesets, for adoption after a restart.
 //! - [`transaction`] puts operations into an order in which every reference exists.
 //! - [`netlink`] speaks to the kernel, [`fake`] stands in for it, [`trace`] walks packets
-//!   through a ruleset, [`print`] shows it in `nft` syntax.
+//!   through a ruleset, [`mod@print`] shows it in `nft` syntax.
 //! - [`layout`] is the concrete design: hooks, priorities, mark bits, maps.
 //! - [`attachment`] is the contract between the CNI plugin and the agent.
 //!
