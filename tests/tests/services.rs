@@ -1,7 +1,7 @@
 //! ClusterIP Services with real connections: both protocols, both families.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -180,6 +180,60 @@ fn endpoints_come_and_go_without_a_failed_connection_to_the_others() -> Result<(
         assert!(tally.answered() > 50 && tally.failed() == 0, "{tally:?}");
     }
     Ok(())
+}
+
+#[test]
+fn a_udp_client_that_keeps_its_port_is_not_left_with_an_endpoint_that_is_gone() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let scene = Scene::start(&node, &pods(), &[web()])?;
+    for family in Family::ALL {
+        let target = at(WEB, family, 8000);
+        let client = &scene.pod("shop/client").netns;
+        let socket = client.enter(move || -> std::io::Result<UdpSocket> {
+            let any = if target.is_ipv4() {
+                "0.0.0.0:0"
+            } else {
+                "[::]:0"
+            };
+            let socket = UdpSocket::bind(any)?;
+            socket.connect(target)?;
+            socket.set_read_timeout(Some(LIMIT))?;
+            Ok(socket)
+        })??;
+        let first = server_of(&socket)?;
+        assert_eq!(server_of(&socket)?, first, "a flow stays where it is");
+        let mut others = pods();
+        for (key, labels) in &mut others {
+            if *key == first {
+                *labels = json!({"app": "retired"});
+            }
+        }
+        scene.apply_pods(&others)?;
+        let second = server_of(&socket)?;
+        assert_ne!(second, first, "{family}");
+        assert!(ENDPOINTS.contains(&&*second), "{family}: {second}");
+        scene.apply_pods(&pods())?;
+        assert_eq!(
+            server_of(&socket)?,
+            second,
+            "{family}: others are left alone"
+        );
+    }
+    Ok(())
+}
+
+/// Who answers on a socket that is used again.
+fn server_of(socket: &UdpSocket) -> Result<String> {
+    let mut buffer = [0; 512];
+    socket.send(b"?")?;
+    let length = socket.recv(&mut buffer)?;
+    let line = String::from_utf8_lossy(&buffer[..length]).into_owned();
+    Ok(line
+        .split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .to_owned())
 }
 
 #[test]
