@@ -121,11 +121,6 @@ impl PolicyCompiler {
         self.dirty_addresses.extend(addresses);
     }
 
-    /// Whether both directions of every one of these addresses are bound.
-    pub fn are_bound(&self, addresses: &[IpAddr]) -> bool {
-        addresses.iter().all(|ip| self.bindings.contains_key(ip))
-    }
-
     /// Numbers for `status`.
     pub fn summary(&self) -> PolicySummary {
         PolicySummary {

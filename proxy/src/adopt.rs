@@ -4,11 +4,10 @@
 //! numbered them anew it would rewrite much of what is right.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 
 use dataplane::layout::INET;
-use dataplane::layout::services::ENDPOINTS;
-use dataplane::object::{IpFamily, Ruleset, Value};
+use dataplane::layout::services::{ENDPOINTS, Slot, parse_endpoint};
+use dataplane::object::{IpFamily, Ruleset};
 
 use crate::frontend::FrontendId;
 use crate::model::Protocol;
@@ -24,13 +23,15 @@ pub(crate) fn slots(observed: &Ruleset) -> HashMap<FrontendId, Vec<Target>> {
     for family in IpFamily::BOTH {
         let elements = table.sets.get(ENDPOINTS.of(family));
         for (key, element) in elements.into_iter().flat_map(|set| &set.elements) {
-            let Value::Data(data) = &element.value else {
-                continue;
-            };
-            if let Some((id, slot)) = read_key(family, key)
-                && let Some(target) = read_target(family, data)
+            if let Some(slot) = Slot::parse(family, key)
+                && let Some(id) = frontend_of(slot)
+                && let Some(endpoint) = parse_endpoint(family, element)
             {
-                found.entry(id).or_default().push((slot, target));
+                let target = Target {
+                    address: endpoint.ip(),
+                    port: endpoint.port(),
+                };
+                found.entry(id).or_default().push((slot.number, target));
             }
         }
     }
@@ -46,37 +47,12 @@ pub(crate) fn slots(observed: &Ruleset) -> HashMap<FrontendId, Vec<Target>> {
         .collect()
 }
 
-/// `address . protocol . port . slot`, each padded to four bytes
-/// ([`dataplane::layout::services::slot_key`]).
-fn read_key(family: IpFamily, key: &[u8]) -> Option<(FrontendId, u32)> {
-    let (address, rest) = key.split_at_checked(family.addr_len())?;
-    let [protocol, _, _, _, high, low, _, _, slot @ ..] = rest else {
-        return None;
-    };
-    let id = FrontendId {
-        address: read_address(address)?,
+fn frontend_of(slot: Slot) -> Option<FrontendId> {
+    Some(FrontendId {
+        address: slot.frontend.ip(),
         protocol: [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
             .into_iter()
-            .find(|known| known.number() == *protocol)?,
-        port: u16::from_be_bytes([*high, *low]),
-    };
-    Some((id, u32::from_ne_bytes(slot.try_into().ok()?)))
-}
-
-/// `address . port` ([`dataplane::layout::services::endpoint_data`]).
-fn read_target(family: IpFamily, data: &[u8]) -> Option<Target> {
-    let (address, rest) = data.split_at_checked(family.addr_len())?;
-    let [high, low, ..] = rest else {
-        return None;
-    };
-    Some(Target {
-        address: read_address(address)?,
-        port: u16::from_be_bytes([*high, *low]),
+            .find(|known| known.number() == slot.protocol)?,
+        port: slot.frontend.port(),
     })
-}
-
-fn read_address(bytes: &[u8]) -> Option<IpAddr> {
-    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
-    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
-        .ok()
 }
