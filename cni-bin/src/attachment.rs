@@ -211,6 +211,9 @@ mod tests {
             mac: MacAddr([0x0a, 0x58, 10, 0, 0, 2]),
             ips: vec!["10.0.0.2".parse().unwrap()],
             pod: None,
+            port_mappings: Vec::new(),
+            masquerade_beyond: Vec::new(),
+            bandwidth: None,
         }
     }
 

@@ -16,13 +16,18 @@
 //! kernel and removes it after its last, so that DEL, and an agent that was not
 //! running at the time, know what there is.
 
+mod port_mapping;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+
+pub use port_mapping::{PortMapping, Transport};
 
 /// Where the agent listens unless told otherwise (`--socket`, conf key `agentSocket`).
 pub const DEFAULT_SOCKET: &str = "/run/trammel/agent.sock";
@@ -32,6 +37,9 @@ pub const DEFAULT_SOCKET: &str = "/run/trammel/agent.sock";
 /// Anti-spoofing matches ports by it: a port with this prefix that no
 /// attachment vouches for is closed.
 pub const PORT_PREFIX: &str = "trm";
+
+/// First bytes of the name of every device made for [`Bandwidth::egress`].
+const IFB_PREFIX: &str = "tri";
 
 /// The directory of attachment records that belongs to an agent socket.
 pub fn records_dir(socket: &Path) -> PathBuf {
@@ -153,6 +161,12 @@ impl AttachmentKey {
         format!("{PORT_PREFIX}{}", self.hash12())
     }
 
+    /// Name of the device on which the pod's own traffic waits where it has a limit, see
+    /// [`Bandwidth::egress`]. It must not look like a port.
+    pub fn ifb_name(&self) -> String {
+        format!("{IFB_PREFIX}{}", self.hash12())
+    }
+
     /// Name of the attachment's record in [`records_dir`].
     pub fn file_name(&self) -> String {
         format!("{}.json", self.hash12())
@@ -212,6 +226,36 @@ pub struct Attachment {
     /// The pod, absent for a container that is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodRef>,
+    /// Ports of the host that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub port_mappings: Vec<PortMapping>,
+    /// The networks outside of which its addresses are masqueraded (`ipMasq`); none: they
+    /// never are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub masquerade_beyond: Vec<IpNet>,
+    /// The rates that it is held to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
+}
+
+/// Limits of a pod's traffic, as the pod sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Bandwidth {
+    /// Of what it receives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ingress: Option<Rate>,
+    /// Of what it sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<Rate>,
+}
+
+/// A token bucket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Rate {
+    /// Bytes a second.
+    pub rate: u64,
+    /// Bytes that may pass at once after a pause.
+    pub burst: u32,
 }
 
 /// What the plugin asks of the agent.

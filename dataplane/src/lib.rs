@@ -17,6 +17,7 @@
 //! - [`transaction`] puts operations into an order in which every reference exists.
 //! - [`netlink`] speaks to the kernel, [`fake`] stands in for it, [`trace`] walks packets
 //!   through a ruleset, [`mod@print`] shows it in `nft` syntax.
+//! - [`interval`] makes disjoint intervals of networks, for sets of them.
 //! - [`layout`] is the concrete design: hooks, priorities, mark bits, maps.
 //! - [`attachment`] is the contract between the CNI plugin and the agent.
 //!
@@ -29,6 +30,7 @@ pub mod desired;
 pub mod diff;
 pub mod fake;
 pub mod field;
+pub mod interval;
 pub mod kernel;
 pub mod layout;
 pub mod netlink;

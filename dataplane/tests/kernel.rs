@@ -60,6 +60,9 @@ fn sample() -> Desired {
         mac: MacAddr([0x0a, 0x58, 10, 88, 0, 2]),
         ips: vec![address("10.88.0.2"), address("fd88::2")],
         pod: None,
+        port_mappings: Vec::new(),
+        masquerade_beyond: Vec::new(),
+        bandwidth: None,
     };
     desired.insert(
         &INET,

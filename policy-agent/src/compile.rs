@@ -13,7 +13,6 @@
 //! Two pods share a group when the same policies select them. Where one direction of a
 //! pod is isolated by no policy, its binding says so and there is no chain.
 
-mod cidr;
 mod hash;
 mod rules;
 mod sets;

@@ -234,6 +234,9 @@ impl Plan<'_> {
             mac: mac.ok_or_else(|| Error::config("ipam.ranges: no range is given"))?,
             ips: made.ips.clone(),
             pod,
+            port_mappings: Vec::new(),
+            masquerade_beyond: Vec::new(),
+            bandwidth: None,
         };
         made.record = Some(records.create(&attachment)?);
         Ok(Endpoint {

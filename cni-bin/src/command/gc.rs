@@ -119,6 +119,9 @@ mod tests {
             mac: MacAddr([2; 6]),
             ips: vec![ip.parse().unwrap()],
             pod: None,
+            port_mappings: Vec::new(),
+            masquerade_beyond: Vec::new(),
+            bandwidth: None,
         };
         drop(
             Records::beside(&document.agent_socket)

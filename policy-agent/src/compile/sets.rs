@@ -10,13 +10,13 @@ use std::net::IpAddr;
 
 use dataplane::datatype::Bytes;
 use dataplane::desired::Desired;
+use dataplane::interval;
 use dataplane::layout::INET;
 use dataplane::layout::policy::{named_port_type, peer_type};
 use dataplane::object::{Element, IpFamily, Key, Name, SetSpec};
 use ipnet::IpNet;
 use proxy::model::{ObjectKey, Protocol};
 
-use super::cidr;
 use super::hash::short_hash;
 use crate::index::Index;
 use crate::model::{LabelSelector, Pod};
@@ -93,7 +93,7 @@ impl Sets {
         if let Content::Blocks(blocks) = content {
             for family in IpFamily::BOTH {
                 let blocks = blocks.iter().map(|(cidr, except)| (cidr, &except[..]));
-                for (key, element) in cidr::elements(family, &cidr::union(family, blocks)) {
+                for (key, element) in interval::elements(family, &interval::union(family, blocks)) {
                     desired.insert(&INET, shared.name(family), key, element);
                 }
             }

@@ -41,6 +41,9 @@ fn mk_attachment(container: &str, pod: Option<(&str, Option<&str>)>) -> Attachme
         bridge: Some("cbr0".into()),
         mac: MacAddr([0; 6]),
         ips: vec![ip()],
+        port_mappings: Vec::new(),
+        masquerade_beyond: Vec::new(),
+        bandwidth: None,
         pod: pod.map(|(name, uid)| PodRef {
             namespace: "x".into(),
             name: name.into(),

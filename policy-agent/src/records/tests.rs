@@ -18,6 +18,9 @@ fn attachment(container: &str) -> Attachment {
         mac: MacAddr([0; 6]),
         ips: vec!["10.88.0.2".parse().expect("an address")],
         pod: None,
+        port_mappings: Vec::new(),
+        masquerade_beyond: Vec::new(),
+        bandwidth: None,
     }
 }
 

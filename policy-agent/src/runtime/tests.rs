@@ -205,6 +205,9 @@ fn attachment(number: usize) -> Attachment {
         bridge: Some("cbr0".into()),
         mac: MacAddr([0; 6]),
         ips: vec![format!("10.88.1.{number}").parse().expect("an address")],
+        port_mappings: Vec::new(),
+        masquerade_beyond: Vec::new(),
+        bandwidth: None,
         pod: Some(PodRef {
             namespace: "x".into(),
             name: format!("p{number}"),

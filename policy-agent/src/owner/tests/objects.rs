@@ -181,6 +181,9 @@ pub(super) fn attachment(container: &str, pod: Option<&str>, addresses: &[&str])
         bridge: Some("cbr0".into()),
         mac: MacAddr::of_pod(&ips).expect("an address"),
         ips,
+        port_mappings: Vec::new(),
+        masquerade_beyond: Vec::new(),
+        bandwidth: None,
         pod: pod.map(|name| PodRef {
             namespace: self::key(name).namespace,
             name: self::key(name).name,

@@ -1,25 +1,28 @@
-//! ipBlocks as disjoint intervals.
+//! Networks as the disjoint intervals of an interval set.
 //!
 //! The kernel refuses overlapping intervals, or worse takes them in one order and not in
 //! the other, and `nft`'s merging loses track of what was merged. So the union of all blocks
-//! of a rule, each minus its own excepts, is computed here, once and canonical: equal
+//! of a set, each minus its own excepts, is computed here, once and canonical: equal
 //! blocks give equal elements, however they were written.
 
 use std::net::IpAddr;
 
-use dataplane::object::{Element, IpFamily, Key};
 use ipnet::IpNet;
+
+use crate::object::{Element, IpFamily, Key};
 
 /// An inclusive interval of addresses of one family, as numbers.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct Interval {
-    pub(crate) first: u128,
-    pub(crate) last: u128,
+pub struct Interval {
+    /// Lowest.
+    pub first: u128,
+    /// Highest.
+    pub last: u128,
 }
 
 /// The union of the blocks of the family, each a prefix minus its excepts: sorted,
 /// disjoint, and no two adjacent.
-pub(crate) fn union<'a>(
+pub fn union<'a>(
     family: IpFamily,
     blocks: impl Iterator<Item = (&'a IpNet, &'a [IpNet])>,
 ) -> Vec<Interval> {
@@ -35,7 +38,7 @@ pub(crate) fn union<'a>(
 /// The elements of an interval set: each interval opens at its first address and is closed
 /// before the one after its last. The interval that reaches the end of the address
 /// space is not closed.
-pub(crate) fn elements(family: IpFamily, intervals: &[Interval]) -> Vec<(Key, Element)> {
+pub fn elements(family: IpFamily, intervals: &[Interval]) -> Vec<(Key, Element)> {
     let max = max_of(family);
     let mut elements = Vec::with_capacity(intervals.len() * 2);
     for interval in intervals {
