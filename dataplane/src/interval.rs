@@ -20,6 +20,18 @@ pub struct Interval {
     pub last: u128,
 }
 
+impl Interval {
+    /// First and last address, as a packet has them.
+    pub fn bytes(&self, family: IpFamily) -> [Key; 2] {
+        [key(family, self.first), key(family, self.last)]
+    }
+}
+
+/// The union of the networks of the family.
+pub fn networks<'a>(family: IpFamily, networks: impl Iterator<Item = &'a IpNet>) -> Vec<Interval> {
+    union(family, networks.map(|network| (network, &[][..])))
+}
+
 /// The union of the blocks of the family, each a prefix minus its excepts: sorted,
 /// disjoint, and no two adjacent.
 pub fn union<'a>(

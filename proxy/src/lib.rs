@@ -18,20 +18,25 @@
 
 mod adopt;
 mod claims;
+mod config;
 mod endpoints;
 mod frontend;
+mod health;
 mod index;
 mod intern;
 mod maps;
 pub mod model;
 pub mod slots;
 mod status;
+mod surroundings;
 pub mod topology;
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use dataplane::desired::Desired;
 use dataplane::object::Ruleset;
+use ipnet::IpNet;
 
 use crate::claims::Claims;
 use crate::endpoints::candidates;
@@ -39,15 +44,20 @@ use crate::frontend::plan;
 use crate::index::Index;
 use crate::maps::Maps;
 use crate::model::{EndpointSlice, ObjectKey, Service};
+use crate::surroundings::Surroundings;
 use crate::topology::select;
 
+pub use crate::config::ProxyConfig;
 pub use crate::frontend::{FrontendId, FrontendKind};
+pub use crate::health::HealthCheck;
 pub use crate::status::{EndpointStatus, FrontendState, FrontendStatus, ServiceStatus};
 pub use crate::topology::NodeIdentity;
 
 /// The Services of a cluster as one node serves them.
 pub struct Proxy {
     node: NodeIdentity,
+    config: ProxyConfig,
+    surroundings: Surroundings,
     index: Index,
     claims: Claims,
     maps: Maps,
@@ -75,6 +85,8 @@ impl Proxy {
     pub fn new(node: NodeIdentity) -> Self {
         Self {
             node,
+            config: ProxyConfig::default(),
+            surroundings: Surroundings::default(),
             index: Index::default(),
             claims: Claims::default(),
             maps: Maps::default(),
@@ -101,6 +113,42 @@ impl Proxy {
             entry.service.is_some() && (renamed || entry.slices.iter().any(index::Slice::has_hints))
         });
         self.dirty.extend(affected.map(|(key, _)| key.clone()));
+    }
+
+    /// Other settings are in force.
+    pub fn set_config(&mut self, config: ProxyConfig) {
+        if self.config == config {
+            return;
+        }
+        self.surroundings.changed = true;
+        self.surroundings
+            .cluster_cidrs
+            .clone_from(&config.cluster_cidrs);
+        self.config = config;
+    }
+
+    /// The addresses of this node on which node ports are served, in place of those of the
+    /// last call. Loopback addresses are left out: the kernel does not route what is
+    /// translated from them.
+    pub fn set_node_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
+        let addresses = addresses
+            .into_iter()
+            .filter(|address| !address.is_loopback());
+        let addresses: BTreeSet<_> = addresses.collect();
+        if self.surroundings.node_addresses != addresses {
+            self.surroundings.node_addresses = addresses;
+            self.surroundings.changed = true;
+        }
+    }
+
+    /// The ranges that cluster IPs are allocated from, in place of those of the last call.
+    /// What is sent to an address in them that no Service has is dropped.
+    pub fn set_service_cidrs(&mut self, ranges: impl IntoIterator<Item = IpNet>) {
+        let ranges: Vec<_> = ranges.into_iter().collect();
+        if self.surroundings.service_cidrs != ranges {
+            self.surroundings.service_cidrs = ranges;
+            self.surroundings.changed = true;
+        }
     }
 
     /// A Service is new or has changed.
@@ -149,6 +197,7 @@ impl Proxy {
     /// Costs what the changed Services have of endpoints, not what there is.
     pub fn sync(&mut self, desired: &mut Desired) -> SyncReport {
         let mut report = SyncReport::default();
+        self.surroundings.write(desired);
         self.maps.prune(desired, &mut report);
         for id in std::mem::take(&mut self.released) {
             if self.claims.owner(id).is_none() {

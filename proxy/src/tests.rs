@@ -8,3 +8,4 @@ mod lifecycle;
 mod properties;
 mod scale;
 mod status;
+mod surroundings;

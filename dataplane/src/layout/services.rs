@@ -37,6 +37,13 @@ pub static UNSERVED: PerFamily = per_family!("unserved");
 /// through a Service must see another source address.
 pub static HAIRPIN: PerFamily = per_family!("hairpin");
 
+/// The node's addresses on which node ports are served.
+pub static NODE_ADDRESSES: PerFamily = per_family!("node-addresses");
+/// Ranges of cluster IPs.
+pub static SERVICE_CIDRS: PerFamily = per_family!("service-cidrs");
+/// Ranges of the addresses of pods, of all nodes.
+pub static CLUSTER_CIDRS: PerFamily = per_family!("cluster-cidrs");
+
 /// Chain that decides for frontends without endpoints; jumped to by the filter hooks.
 pub(super) const UNSERVED_CHAIN: &str = "unserved";
 const SERVICES_CHAIN: &str = "services";
@@ -176,6 +183,7 @@ const fn frontend_fields(family: IpFamily) -> [Field; 3] {
 pub(super) fn install(desired: &mut Desired) {
     for family in IpFamily::BOTH {
         let frontend = frontend_type(family);
+        let address = Type::of(&[family.addr_type()]);
         let pair = Type::of(&[family.addr_type(), family.addr_type()]);
         let specs = [
             (
@@ -200,6 +208,18 @@ pub(super) fn install(desired: &mut Desired) {
             (
                 &HAIRPIN,
                 SetSpec::set(pair, "this node's pods, each with itself"),
+            ),
+            (
+                &NODE_ADDRESSES,
+                SetSpec::set(address, "this node's addresses with node ports"),
+            ),
+            (
+                &SERVICE_CIDRS,
+                SetSpec::intervals(address, "ranges of cluster IPs"),
+            ),
+            (
+                &CLUSTER_CIDRS,
+                SetSpec::intervals(address, "ranges of pods' addresses"),
             ),
         ];
         for (name, spec) in specs {
