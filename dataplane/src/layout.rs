@@ -16,6 +16,7 @@
 //! What is API: the table names, for those who list or exclude them, and
 //! [`GENERATION_MASK`]. Names of chains and sets may change between versions.
 
+pub mod denials;
 pub mod policy;
 pub mod ports;
 pub mod services;
@@ -95,6 +96,7 @@ pub fn install(desired: &mut Desired, generation: u16) {
     desired.table(&BRIDGE);
     services::install(desired);
     policy::install(desired, generation);
+    denials::set(desired, denials::Denials::default());
     ports::install(desired);
 }
 

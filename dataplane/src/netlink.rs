@@ -9,10 +9,13 @@ mod attr;
 mod batch;
 mod conntrack;
 mod decode;
+mod denials;
 mod dump;
 mod encode;
+mod nflog;
 mod socket;
 mod uapi;
 
 pub use batch::Batch;
+pub use nflog::{LoggedPacket, PacketLog};
 pub use socket::Nftables;

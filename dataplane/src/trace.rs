@@ -5,6 +5,7 @@
 //! which rule decided.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::attachment::MacAddr;
 use crate::datatype::Bytes;
@@ -117,6 +118,8 @@ pub struct Trace {
     pub masquerade: bool,
     /// The rules that decided something, in order.
     pub steps: Vec<Step>,
+    /// The prefixes under which it was logged, rate limits aside.
+    pub logged: Vec<Arc<str>>,
 }
 
 /// Walks packets through a ruleset.
@@ -164,6 +167,7 @@ impl<'a> Tracer<'a> {
             fate: Fate::Accepted,
             masquerade: false,
             steps: Vec::new(),
+            logged: Vec::new(),
         };
         for (_, id, table, name) in base_chains {
             let mut walk = Walk {
@@ -290,11 +294,14 @@ impl Walk<'_, '_> {
                 return Outcome::End(End::Fate(Fate::Rejected(*how)));
             }
             Statement::Verdict(verdict) => return Outcome::Verdict(verdict.clone()),
-            // Learning, counting and telling others do not decide.
+            Statement::Log { prefix, .. } => {
+                self.trace.logged.push(Arc::clone(prefix));
+                true
+            }
+            // Learning and counting do not decide.
             Statement::Update { .. }
             | Statement::Notrack
             | Statement::Limit { .. }
-            | Statement::Log { .. }
             | Statement::Counter => true,
             Statement::Foreign(name) => panic!("cannot trace the foreign expression {name}"),
         };

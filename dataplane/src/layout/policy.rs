@@ -3,9 +3,9 @@
 //!
 //! A group is the set of policies that select a pod; pods of one Deployment share it.
 //! Its chain holds the allow rules, and success is always explicit: an egress rule ends
-//! with `goto egress-allowed`, an ingress rule with `goto accepted`. Falling off a chain,
-//! and an address that is in no map, end in a drop. No mark or set carries a verdict from
-//! one direction to the other.
+//! with `goto egress-allowed`, an ingress rule with `goto accepted`. The end of a chain,
+//! and an address that is in no map, are a denial, see [`super::denials`]. No mark or set
+//! carries a verdict from one direction to the other.
 //!
 //! ```text
 //! forward -> from-pod -> egress4/6 -> egress-<group> -> egress-allowed -> to-pod -> ingress4/6 -> ...
@@ -21,6 +21,7 @@
 use crate::datatype::{DataType, Type};
 use crate::desired::Desired;
 use crate::field::{Field, ct_state};
+use crate::layout::denials;
 use crate::layout::ports::PORTS_OF_POD;
 use crate::layout::services::{HAIRPIN, UNSERVED_CHAIN};
 use crate::layout::{
@@ -39,8 +40,6 @@ const EGRESS_ALLOWED: &str = "egress-allowed";
 const FROM_POD: &str = "from-pod";
 const TO_POD: &str = "to-pod";
 const JUDGED: &str = "judged";
-const DENIED_EGRESS: &str = "denied-egress";
-const DENIED_INGRESS: &str = "denied-ingress";
 
 /// `IPPROTO_ICMP`, `IPPROTO_ICMPV6`.
 const ICMP: [u8; 2] = [1, 58];
@@ -99,11 +98,12 @@ impl Direction {
     }
 }
 
-/// Whether the chain is that of a policy group.
+/// Whether the chain is that of a policy group, or the one by which it audits.
 pub fn is_group(chain: &Name) -> bool {
+    let name = denials::group_of_audit(chain).unwrap_or(chain.as_str());
     let suffix = Direction::BOTH
         .into_iter()
-        .find_map(|direction| chain.as_str().strip_prefix(direction.name()));
+        .find_map(|direction| name.strip_prefix(direction.name()));
     suffix.is_some_and(|rest| rest.starts_with('-')) && chain.as_str() != EGRESS_ALLOWED
 }
 
@@ -180,19 +180,6 @@ pub(super) fn install(desired: &mut Desired, generation: u16) {
 }
 
 fn install_verdict_chains(desired: &mut Desired) {
-    for (name, comment) in [
-        (
-            DENIED_EGRESS,
-            "no policy allows it, or the source is unknown",
-        ),
-        (
-            DENIED_INGRESS,
-            "no policy allows it, or the destination is unknown",
-        ),
-    ] {
-        regular_chain(desired, name, comment, vec![Rule::new().counter().drop()]);
-    }
-
     let invalid = Rule::new().ct_state(ct_state::INVALID).drop();
     let dispatch = |direction: Direction| {
         IpFamily::BOTH.map(|family| {
@@ -219,7 +206,7 @@ fn install_verdict_chains(desired: &mut Desired) {
     let mut from_pod = vec![invalid.clone(), Rule::new().jump(JUDGED)];
     from_pod.extend(itself);
     from_pod.extend(dispatch(Direction::Egress));
-    from_pod.push(Rule::new().goto(DENIED_EGRESS));
+    from_pod.push(Rule::new().goto(denials::closed_chain(Direction::Egress)));
     regular_chain(desired, FROM_POD, "egress policy of the source", from_pod);
 
     let mut egress_allowed = to_pods(|rule| rule.goto(TO_POD));
@@ -233,7 +220,7 @@ fn install_verdict_chains(desired: &mut Desired) {
 
     let mut to_pod = vec![invalid, Rule::new().jump(JUDGED)];
     to_pod.extend(dispatch(Direction::Ingress));
-    to_pod.push(Rule::new().goto(DENIED_INGRESS));
+    to_pod.push(Rule::new().goto(denials::closed_chain(Direction::Ingress)));
     regular_chain(desired, TO_POD, "ingress policy of the destination", to_pod);
 }
 

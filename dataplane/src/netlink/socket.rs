@@ -153,6 +153,37 @@ impl Nftables {
         }
     }
 
+    /// Asks for one object and hands its attributes to `each`, or nothing where there is
+    /// no such object.
+    pub(super) fn get(
+        &mut self,
+        ty: u16,
+        family: u8,
+        attributes: &[u8],
+        each: &mut dyn FnMut(Attrs<'_>),
+    ) -> Result<(), KernelError> {
+        let seq = self.request(ty, 0, family, attributes)?;
+        let mut buffer = Vec::with_capacity(RECEIVE);
+        loop {
+            self.read(&mut buffer, 0)?;
+            let Some(message) = Messages(&buffer).find(|message| message.seq == seq) else {
+                continue;
+            };
+            let Some(error) = message.error() else {
+                each(message.attrs());
+                return Ok(());
+            };
+            not_about_an_object(error.errno)?;
+            return match Errno::from_raw(error.errno) {
+                Errno::ENOENT => Ok(()),
+                _ => Err(KernelError::Io {
+                    action: "get an object",
+                    source: io::Error::from_raw_os_error(error.errno),
+                }),
+            };
+        }
+    }
+
     fn request(
         &mut self,
         ty: u16,
@@ -315,17 +346,17 @@ fn permission(errno: Errno) -> KernelError {
 }
 
 /// The messages of a datagram.
-struct Messages<'a>(&'a [u8]);
+pub(super) struct Messages<'a>(pub(super) &'a [u8]);
 
-struct Message<'a> {
-    ty: u16,
+pub(super) struct Message<'a> {
+    pub(super) ty: u16,
     flags: u16,
     seq: u32,
     payload: &'a [u8],
 }
 
-struct Error {
-    errno: i32,
+pub(super) struct Error {
+    pub(super) errno: i32,
     offset: Option<u32>,
     message: Option<String>,
 }
@@ -351,13 +382,13 @@ impl<'a> Iterator for Messages<'a> {
 
 impl<'a> Message<'a> {
     /// The attributes behind `struct nfgenmsg`.
-    fn attrs(&self) -> Attrs<'a> {
+    pub(super) fn attrs(&self) -> Attrs<'a> {
         Attrs(self.payload.get(4..).unwrap_or_default())
     }
 
     /// For `NLMSG_ERROR`: `struct nlmsgerr` and, where flagged, attributes. With
     /// `NETLINK_CAP_ACK` the header of the refused message follows, not all of it.
-    fn error(&self) -> Option<Error> {
+    pub(super) fn error(&self) -> Option<Error> {
         if self.ty != NLMSG_ERROR {
             return None;
         }

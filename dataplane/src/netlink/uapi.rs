@@ -293,6 +293,11 @@ pub(crate) mod limit {
     pub(crate) const PACKETS: u32 = 0;
 }
 
+/// `enum nft_counter_attributes`.
+pub(crate) mod counter {
+    pub(crate) const PACKETS: u16 = 2;
+}
+
 /// `enum nft_log_attributes`.
 pub(crate) mod log {
     pub(crate) const GROUP: u16 = 1;

@@ -1,0 +1,330 @@
+//! What becomes of packets that policy denies: counted, told to whoever listens, and
+//! dropped or, by choice, rejected.
+//!
+//! ```text
+//! egress-<group>  : no rule matches -> log "egress-<group>" -> denied-egress : drop or reject
+//! from-pod        : unknown source  -> log "egress"         -> closed-egress : drop
+//! ```
+//!
+//! The *prefix* of a log message is the name of the chain that denied, so that a listener
+//! knows the policies, see [`Origin`]. Each group has a rate limit of its own: a pod that
+//! floods does not silence the others.
+//!
+//! A denied packet of a Service is seen after translation. What its sender addressed is
+//! kept for some seconds in [`ORIGINS`], by its source: the conntrack entry of a packet
+//! that is dropped is never in conntrack's table, and few kernels hand it over with the
+//! message.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::datatype::{Bytes, DataType, Type};
+use crate::desired::Desired;
+use crate::field::{Field, ct_status};
+use crate::layout::policy::{Direction, is_group};
+use crate::layout::services::endpoint_type;
+use crate::layout::{INET, PerFamily, per_family, regular_chain};
+use crate::object::{Chain, Dynamic, Family, IpFamily, Key, Name, SetSpec, TableId};
+use crate::rule::{Reject, Rule, Statement, Verdict};
+use crate::transaction::{Operation, Transaction};
+
+/// NFLOG group of the messages ("tr"). Others may listen to groups of their own.
+pub const LOG_GROUP: u16 = 0x7472;
+
+/// Messages a second of one group, after a burst.
+const RATE: u64 = 10;
+const BURST: u32 = 50;
+/// The headers: IPv6 with some extension headers, and ports.
+const SNAPLEN: u32 = 128;
+/// A message is read long before that.
+const REMEMBERED: Dynamic = Dynamic {
+    timeout_ms: 10_000,
+    size: 16_384,
+};
+/// Begins the name of a chain that only logs.
+const AUDIT: &str = "audit-";
+/// `IPPROTO_TCP`.
+const TCP: u8 = 6;
+
+/// `source . protocol . source port` of denied packets of Services to what their sender
+/// addressed: `address . port`.
+pub static ORIGINS: PerFamily = per_family!("origins");
+
+/// How a node denies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Denials {
+    /// Tell [`LOG_GROUP`].
+    pub log: bool,
+    /// Answer what a policy denies with a TCP reset or with ICMP "administratively
+    /// prohibited", instead of silence. Unknown addresses always get silence.
+    pub reject: bool,
+}
+
+/// Which chain a log message is of.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Origin {
+    /// No rule of the policy group with this chain allows the packet: it is denied.
+    Group(Direction, Name),
+    /// No rule of the audited policies with this chain allows the packet. It goes on.
+    Audit(Direction, Name),
+    /// The pod's address is bound to nothing: it is denied.
+    Closed(Direction),
+}
+
+impl Origin {
+    /// The origin that a prefix stands for; `None` for a prefix of others.
+    pub fn parse(prefix: &str) -> Option<Self> {
+        let name = prefix.strip_prefix(AUDIT).unwrap_or(prefix);
+        let (direction, rest) = Direction::BOTH
+            .into_iter()
+            .find_map(|direction| Some((direction, name.strip_prefix(direction.name())?)))?;
+        let is_audit = name.len() < prefix.len();
+        match rest.strip_prefix('-') {
+            None if rest.is_empty() && !is_audit => Some(Self::Closed(direction)),
+            Some(hash) if !hash.is_empty() && is_audit => {
+                Some(Self::Audit(direction, prefix.into()))
+            }
+            Some(hash) if !hash.is_empty() => Some(Self::Group(direction, prefix.into())),
+            _ => None,
+        }
+    }
+
+    /// The direction that it judges.
+    pub const fn direction(&self) -> Direction {
+        match self {
+            Self::Group(direction, _) | Self::Audit(direction, _) | Self::Closed(direction) => {
+                *direction
+            }
+        }
+    }
+}
+
+/// Name of the chain that judges by audited policies, and decides nothing.
+pub fn audit_chain(direction: Direction, hash: &str) -> Name {
+    format!("{AUDIT}{}", direction.group_chain(hash)).into()
+}
+
+/// The name of the group's chain, if the chain is one of [`audit_chain`].
+pub(super) fn group_of_audit(chain: &Name) -> Option<&str> {
+    chain.as_str().strip_prefix(AUDIT)
+}
+
+/// The end of a chain that denies what its rules have not allowed.
+pub fn deny(direction: Direction, chain: &Name, denials: Denials) -> Vec<Rule> {
+    let mut rules = logs(chain.as_str(), denials);
+    let denied = Rule::new().counter().goto(denied_chain(direction));
+    rules.push(denied.comment("no rule allows it"));
+    rules
+}
+
+/// The end of an audit chain: tells what its rules have not allowed.
+pub fn report(chain: &Name, denials: Denials) -> Vec<Rule> {
+    let mut rules = logs(chain.as_str(), denials);
+    rules.push(Rule::new().counter().comment("would be denied"));
+    rules
+}
+
+fn logs(prefix: &str, denials: Denials) -> Vec<Rule> {
+    let rule = Rule::new()
+        .with(Statement::Limit {
+            rate: RATE,
+            burst: BURST,
+        })
+        .with(Statement::Log {
+            group: LOG_GROUP,
+            prefix: prefix.into(),
+            snaplen: SNAPLEN,
+        });
+    denials.log.then_some(rule).into_iter().collect()
+}
+
+/// Where a policy's denial ends.
+pub(super) fn denied_chain(direction: Direction) -> Name {
+    format!("denied-{}", direction.name()).into()
+}
+
+/// Where a packet of an unknown address ends.
+pub(super) fn closed_chain(direction: Direction) -> Name {
+    format!("closed-{}", direction.name()).into()
+}
+
+/// Whether a rule's counter counts denied packets, and whether a group denied them
+/// (`false`: unknown addresses).
+pub fn counts_denials(chain: &Name) -> Option<(Direction, bool)> {
+    Direction::BOTH.into_iter().find_map(|direction| {
+        if *chain == closed_chain(direction) {
+            return Some((direction, false));
+        }
+        let is_of = chain.as_str().starts_with(direction.name());
+        (is_of && is_group(chain)).then_some((direction, true))
+    })
+}
+
+/// Wants packets to be denied like that. The groups' own chains end with [`deny`].
+pub fn set(desired: &mut Desired, denials: Denials) {
+    for family in IpFamily::BOTH {
+        if !denials.log {
+            desired.remove_set(&INET, ORIGINS.of(family));
+            continue;
+        }
+        let source = Type::of(&[
+            family.addr_type(),
+            DataType::InetProto,
+            DataType::InetService,
+        ]);
+        let comment = "what denied packets of Services were sent to";
+        let spec = SetSpec {
+            dynamic: Some(REMEMBERED),
+            ..SetSpec::map(source, endpoint_type(family), comment)
+        };
+        desired.set(&INET, ORIGINS.of(family), spec);
+    }
+    for direction in Direction::BOTH {
+        let (denied, closed) = (denied_chain(direction), closed_chain(direction));
+        regular_chain(
+            desired,
+            denied.as_str(),
+            "no policy allows it",
+            ends(denials),
+        );
+        let mut rules = logs(direction.name(), denials);
+        rules.push(Rule::new().counter().drop());
+        let comment = match direction {
+            Direction::Egress => "the source is unknown",
+            Direction::Ingress => "the destination is unknown",
+        };
+        regular_chain(desired, closed.as_str(), comment, rules);
+    }
+}
+
+fn ends(denials: Denials) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    if denials.log {
+        rules.extend(IpFamily::BOTH.map(remember));
+    }
+    if denials.reject {
+        let reset = Statement::Reject(Reject::TcpReset);
+        rules.push(Rule::new().l4proto(TCP).with(reset));
+        rules.push(Rule::new().with(Statement::Reject(Reject::AdminProhibited)));
+    } else {
+        rules.push(Rule::new().verdict(Verdict::Drop));
+    }
+    rules
+}
+
+fn remember(family: IpFamily) -> Rule {
+    let original = match family {
+        IpFamily::V4 => Field::CtOrigIpDaddr,
+        IpFamily::V6 => Field::CtOrigIp6Daddr,
+    };
+    Rule::new()
+        .family(family)
+        .with(Statement::AnyBit {
+            field: Field::CtStatus,
+            bits: ct_status::DNAT,
+        })
+        .with(Statement::Update {
+            map: ORIGINS.of(family).clone(),
+            key: vec![family.saddr(), Field::L4Proto, Field::Sport],
+            data: vec![original, Field::CtOrigProtoDst],
+        })
+}
+
+/// Has no effect, and is refused by a kernel that cannot limit or log: to be tried before
+/// [`Denials::log`] is set, because the whole layout would be refused with it.
+pub fn probe() -> Transaction {
+    let table = TableId::new(Family::Inet, "trammel-probe");
+    let chain = Name::from("probe");
+    let logging = Denials {
+        log: true,
+        reject: false,
+    };
+    let mut operations = vec![
+        Operation::AddTable {
+            table: table.clone(),
+        },
+        Operation::AddChain {
+            table: table.clone(),
+            chain: chain.clone(),
+            spec: Chain::regular("", Vec::new()),
+        },
+    ];
+    operations.extend(
+        logs("probe", logging)
+            .into_iter()
+            .map(|rule| Operation::AddRule {
+                table: table.clone(),
+                chain: chain.clone(),
+                rule,
+            }),
+    );
+    operations.push(Operation::DeleteTable { table });
+    Transaction { operations }
+}
+
+/// Key of a packet in [`ORIGINS`].
+pub fn origin_key(source: IpAddr, protocol: u8, source_port: u16) -> Key {
+    Bytes::new()
+        .addr(source)
+        .proto(protocol)
+        .port(source_port)
+        .build()
+}
+
+/// What [`ORIGINS`] has for a packet.
+pub fn parse_origin(family: IpFamily, data: &[u8]) -> Option<SocketAddr> {
+    let (address, rest) = data.split_at_checked(family.addr_len())?;
+    let address = match family {
+        IpFamily::V4 => IpAddr::from(<[u8; 4]>::try_from(address).ok()?),
+        IpFamily::V6 => IpAddr::from(<[u8; 16]>::try_from(address).ok()?),
+    };
+    Some(SocketAddr::new(
+        address,
+        u16::from_be_bytes(*rest.first_chunk()?),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_says_which_chain_it_is_of() {
+        for direction in Direction::BOTH {
+            let group = direction.group_chain("0123");
+            let audit = audit_chain(direction, "0123");
+            let cases = [
+                (group.as_str(), Origin::Group(direction, group.clone())),
+                (audit.as_str(), Origin::Audit(direction, audit.clone())),
+                (direction.name(), Origin::Closed(direction)),
+            ];
+            for (prefix, origin) in cases {
+                assert_eq!(Origin::parse(prefix), Some(origin.clone()), "{prefix}");
+                assert_eq!(origin.direction(), direction);
+            }
+        }
+        for prefix in ["", "audit-", "audit-egress", "egress-", "egressx", "drop: "] {
+            assert_eq!(Origin::parse(prefix), None, "{prefix}");
+        }
+    }
+
+    #[test]
+    fn only_the_ends_of_denials_count() {
+        let chain = |name: &str| Name::from(name);
+        assert_eq!(
+            counts_denials(&chain("egress-0123")),
+            Some((Direction::Egress, true))
+        );
+        assert_eq!(
+            counts_denials(&chain("closed-ingress")),
+            Some((Direction::Ingress, false))
+        );
+        for name in [
+            "audit-egress-0123",
+            "egress-allowed",
+            "denied-egress",
+            "judged",
+        ] {
+            assert_eq!(counts_denials(&chain(name)), None, "{name}");
+        }
+    }
+}
