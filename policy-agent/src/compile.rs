@@ -23,10 +23,11 @@ use std::net::IpAddr;
 use dataplane::datatype::Bytes;
 use dataplane::desired::Desired;
 use dataplane::layout::INET;
+use dataplane::layout::denials::{self, Denials};
 use dataplane::layout::policy::{Direction, isolated};
 use dataplane::layout::services::HAIRPIN;
 use dataplane::object::{Chain, Element, IpFamily, Key, Name};
-use dataplane::rule::Verdict;
+use dataplane::rule::{Rule, Verdict};
 use proxy::model::ObjectKey;
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +40,7 @@ use sets::{Content, Sets};
 #[derive(Debug)]
 pub struct PolicyCompiler {
     node: String,
+    denials: Denials,
     bindings: BTreeMap<IpAddr, Binding>,
     groups: BTreeMap<GroupId, Group>,
     sets: Sets,
@@ -67,6 +69,8 @@ enum Isolation {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct GroupId {
     direction: Direction,
+    /// No other policy selects it: the packet is judged, told of and let go on.
+    is_audit: bool,
     policies: Vec<ObjectKey>,
 }
 
@@ -95,6 +99,7 @@ impl PolicyCompiler {
     pub fn new(node: &str) -> Self {
         Self {
             node: node.to_owned(),
+            denials: Denials::default(),
             bindings: BTreeMap::new(),
             groups: BTreeMap::new(),
             sets: Sets::default(),
@@ -102,6 +107,11 @@ impl PolicyCompiler {
             dirty_pods: BTreeSet::new(),
             dirty_policies: BTreeSet::new(),
         }
+    }
+
+    /// How chains end that deny. To be set before the first sync.
+    pub const fn set_denials(&mut self, denials: Denials) {
+        self.denials = denials;
     }
 
     /// These pods are new, gone, or may have other labels, addresses or ports; or their
@@ -133,7 +143,7 @@ impl PolicyCompiler {
     pub fn isolated_by(&self, policy: &ObjectKey) -> [Vec<String>; 2] {
         let by = |isolation: &Isolation| match isolation {
             Isolation::Open => false,
-            Isolation::By(group) => group.policies.contains(policy),
+            Isolation::By(group) => !group.is_audit && group.policies.contains(policy),
         };
         let pods = |side: fn(&Binding) -> &Isolation| -> Vec<String> {
             let isolated = self.bindings.values().filter(|binding| by(side(binding)));
@@ -204,7 +214,7 @@ impl PolicyCompiler {
             .cloned()
             .collect();
         for id in &touched {
-            let used = write_chain(id, index, &mut self.sets, desired);
+            let used = write_chain(id, self.denials, index, &mut self.sets, desired);
             let group = self.groups.get_mut(id).expect("a key of the map");
             for content in std::mem::replace(&mut group.used, used) {
                 self.sets.release(&content, desired);
@@ -297,7 +307,7 @@ impl PolicyCompiler {
             group.users += 1;
             return;
         }
-        let used = write_chain(id, index, &mut self.sets, desired);
+        let used = write_chain(id, self.denials, index, &mut self.sets, desired);
         let group = Group {
             users: 1,
             chain: id.chain(),
@@ -317,6 +327,7 @@ impl PolicyCompiler {
         }
         let group = self.groups.remove(id).expect("looked up above");
         desired.remove_chain(&INET, &group.chain);
+        desired.remove_chain(&INET, &id.audit_chain());
         for content in &group.used {
             self.sets.release(content, desired);
         }
@@ -325,12 +336,24 @@ impl PolicyCompiler {
 
 impl GroupId {
     fn chain(&self) -> Name {
+        self.direction.group_chain(&self.hash())
+    }
+
+    /// Only a group that audits has it.
+    fn audit_chain(&self) -> Name {
+        denials::audit_chain(self.direction, &self.hash())
+    }
+
+    fn hash(&self) -> String {
         let policies: Vec<_> = self.policies.iter().map(ToString::to_string).collect();
-        self.direction.group_chain(&short_hash(&policies.join(",")))
+        let audit = if self.is_audit { "audit:" } else { "" };
+        short_hash(&format!("{audit}{}", policies.join(",")))
     }
 }
 
-/// The policies of the pod's namespace that isolate it in the direction.
+/// The policies of the pod's namespace that isolate it in the direction. Policies that are
+/// audited matter where there is no other: what they would deny is denied then already, and
+/// what they would allow, they do not.
 fn isolation(pod: &Pod, direction: Direction, index: &Index) -> Isolation {
     let isolates = |policy: &&NetworkPolicy| {
         let listed = match direction {
@@ -339,24 +362,24 @@ fn isolation(pod: &Pod, direction: Direction, index: &Index) -> Isolation {
         };
         listed && policy.pod_selector.matches(&pod.labels)
     };
-    let policies: Vec<_> = index
-        .policies_in(&pod.key.namespace)
-        .filter(isolates)
-        .map(|policy| policy.key.clone())
-        .collect();
+    let isolating = index.policies_in(&pod.key.namespace).filter(isolates);
+    let (audited, enforced): (Vec<_>, Vec<_>) = isolating.partition(|policy| policy.audit);
+    let is_audit = enforced.is_empty();
+    let policies = if is_audit { audited } else { enforced };
     if policies.is_empty() {
-        Isolation::Open
-    } else {
-        Isolation::By(GroupId {
-            direction,
-            policies,
-        })
+        return Isolation::Open;
     }
+    Isolation::By(GroupId {
+        direction,
+        is_audit,
+        policies: policies.iter().map(|policy| policy.key.clone()).collect(),
+    })
 }
 
 /// Writes the group's chain and returns the sets that it reads, which are acquired.
 fn write_chain(
     id: &GroupId,
+    denials: Denials,
     index: &Index,
     sets: &mut Sets,
     desired: &mut Desired,
@@ -366,14 +389,31 @@ fn write_chain(
         sets,
         desired: &mut *desired,
         direction: id.direction,
+        allowed: if id.is_audit {
+            Verdict::Return
+        } else {
+            id.direction.allowed()
+        },
         rules: Vec::new(),
         used: Vec::new(),
     };
     for policy in id.policies.iter().filter_map(|key| index.policies.get(key)) {
         writer.policy(policy);
     }
-    let (rules, used) = (writer.rules, writer.used);
-    desired.chain(&INET, &id.chain(), Chain::regular(&id.comment(), rules));
+    let (mut rules, used) = (writer.rules, writer.used);
+    let chain = id.chain();
+    if id.is_audit {
+        let audit = id.audit_chain();
+        rules.extend(denials::report(&audit, denials));
+        desired.chain(&INET, &audit, Chain::regular(&id.comment(), rules));
+        rules = vec![
+            Rule::new().jump(audit),
+            Rule::new().verdict(id.direction.allowed()),
+        ];
+    } else {
+        rules.extend(denials::deny(id.direction, &chain, denials));
+    }
+    desired.chain(&INET, &chain, Chain::regular(&id.comment(), rules));
     used
 }
 

@@ -24,6 +24,7 @@ use dataplane::datatype::Bytes;
 use dataplane::desired::Desired;
 use dataplane::kernel::Kernel;
 use dataplane::layout;
+use dataplane::layout::denials::Denials;
 use dataplane::layout::policy::Direction;
 use dataplane::layout::{BRIDGE, INET, policy, ports};
 use dataplane::object::{Element, IpFamily};
@@ -59,6 +60,7 @@ pub struct Owner<K> {
     proxy: Proxy,
     endpoints: endpoints::ComputedEndpoints,
     desired: Desired,
+    denials: Denials,
     /// That of the policies, see [`layout::policy`].
     generation: u16,
     /// Kinds that were listed in full.
@@ -86,6 +88,7 @@ impl<K: Kernel> Owner<K> {
             index: Index::new(),
             endpoints: endpoints::ComputedEndpoints::default(),
             desired: Desired::new(),
+            denials: Denials::default(),
             generation: 1,
             listed: BTreeSet::new(),
             interfaces: BTreeMap::new(),
@@ -93,6 +96,13 @@ impl<K: Kernel> Owner<K> {
             dirty: false,
             progress: commit::Progress::default(),
         }
+    }
+
+    /// How packets are denied: silently and untold of unless this says otherwise. To be
+    /// set before the first sync.
+    pub const fn set_denials(&mut self, denials: Denials) {
+        self.denials = denials;
+        self.policies.set_denials(denials);
     }
 
     /// The kernel that it writes to.
@@ -431,6 +441,7 @@ impl<K: Kernel> Owner<K> {
             self.generation = generation;
         }
         layout::install(&mut self.desired, self.generation);
+        layout::denials::set(&mut self.desired, self.denials);
         for bridge in self.settings.bridges.clone() {
             self.interfaces.entry(bridge.clone()).or_default();
             let key = ports::interface_key(&bridge);

@@ -6,7 +6,7 @@ use dataplane::desired::Desired;
 use dataplane::field::Field;
 use dataplane::layout::policy::Direction;
 use dataplane::object::{IpFamily, Name};
-use dataplane::rule::{Rule, Statement};
+use dataplane::rule::{Rule, Statement, Verdict};
 use proxy::model::Protocol;
 
 use super::sets::{Content, NamespacePeer, PodPeer, Sets};
@@ -20,6 +20,8 @@ pub(super) struct Writer<'a> {
     pub(super) sets: &'a mut Sets,
     pub(super) desired: &'a mut Desired,
     pub(super) direction: Direction,
+    /// What a rule that matches ends with.
+    pub(super) allowed: Verdict,
     /// The rules so far.
     pub(super) rules: Vec<Rule>,
     /// The sets that they read, acquired once for each time they are listed.
@@ -63,7 +65,7 @@ impl Writer<'_> {
 
     /// One rule, or one for each family where a family's set is read.
     fn combination(&mut self, peer: &PeerSet, port: &PortTest, comment: &str) {
-        let allowed = self.direction.allowed();
+        let allowed = self.allowed.clone();
         if peer.is_none() && !matches!(port, PortTest::Named(_)) {
             let rule = port_test(Rule::new(), port, IpFamily::V4);
             self.rules.push(rule.verdict(allowed).comment(comment));

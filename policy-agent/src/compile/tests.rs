@@ -4,9 +4,10 @@
 use std::net::IpAddr;
 
 use dataplane::desired::Desired;
-use dataplane::layout;
+use dataplane::layout::denials::{self, Denials, Origin};
+use dataplane::layout::{self, policy};
 use dataplane::object::{Family, Hook};
-use dataplane::trace::{Fate, Packet, Tracer};
+use dataplane::trace::{Fate, Packet, Trace, Tracer};
 use ipnet::IpNet;
 use proptest::prelude::*;
 use proxy::model::{ObjectKey, Protocol};
@@ -16,7 +17,7 @@ use crate::index::Index;
 use crate::model::policy::{Peer, Peers, PortMatch, Ports, Rule};
 use crate::model::selector::Requirement;
 use crate::model::{ContainerPort, LabelSelector, Labels, Namespace, NetworkPolicy, Pod, PodPhase};
-use crate::verdict::{Cluster, Flow, Transport};
+use crate::verdict::{Cluster, Flow, Path, Transport};
 
 const NODE: &str = "n1";
 const NAMESPACES: [&str; 3] = ["x", "y", "z"];
@@ -48,9 +49,16 @@ impl Node {
         let bridge = layout::ports::interface_key("cbr0");
         let member = dataplane::object::Element::member();
         desired.insert(&layout::INET, &layout::ports::PORTS_OF_POD, bridge, member);
+        let denials = Denials {
+            log: true,
+            reject: false,
+        };
+        denials::set(&mut desired, denials);
+        let mut compiler = PolicyCompiler::new(NODE);
+        compiler.set_denials(denials);
         Self {
             index: Index::new(),
-            compiler: PolicyCompiler::new(NODE),
+            compiler,
             desired,
         }
     }
@@ -98,8 +106,12 @@ impl Node {
         self.compiler.sync(&self.index, &mut self.desired)
     }
 
-    /// What the forward hook does with the first packet of the flow.
     fn passes(&self, flow: &Flow) -> bool {
+        self.forward(flow).fate == Fate::Accepted
+    }
+
+    /// What the forward hook does with the first packet of the flow.
+    fn forward(&self, flow: &Flow) -> Trace {
         let (protocol, port) = match flow.transport {
             Transport::Port(protocol, port) => (protocol.number(), port),
             Transport::Other(number) => (number, 0),
@@ -109,7 +121,7 @@ impl Node {
         packet.iifname = interface(flow.source);
         packet.oifname = Some(interface(flow.destination));
         let tracer = Tracer::new(self.desired.ruleset(), &|_| 0);
-        tracer.hook(Family::Inet, Hook::Forward, &mut packet).fate == Fate::Accepted
+        tracer.hook(Family::Inet, Hook::Forward, &mut packet)
     }
 
     /// Addresses of this node's pods are behind the bridge: 10.88.0.0/24, fd88::/64.
@@ -120,10 +132,17 @@ impl Node {
     }
 
     fn cluster(&self) -> Cluster<'_> {
+        self.cluster_with(self.index.policies.values())
+    }
+
+    fn cluster_with<'a>(
+        &'a self,
+        policies: impl IntoIterator<Item = &'a NetworkPolicy>,
+    ) -> Cluster<'a> {
         Cluster::new(
             self.index.namespaces.values(),
             self.index.pods.values().map(|pod| (pod, pod.ips.clone())),
-            self.index.policies.values(),
+            policies,
             [],
         )
     }
@@ -301,14 +320,16 @@ fn policy() -> impl Strategy<Value = NetworkPolicy> {
         selector(),
         rules(),
         rules(),
+        prop::bool::weighted(0.3),
     )
         .prop_map(
-            |(namespace, number, pod_selector, ingress, egress)| NetworkPolicy {
+            |(namespace, number, pod_selector, ingress, egress, audit)| NetworkPolicy {
                 key: ObjectKey::new(namespace, format!("np{number}")),
                 uid: String::new(),
                 pod_selector,
                 ingress,
                 egress,
+                audit,
                 problems: Vec::new(),
             },
         )
@@ -391,6 +412,56 @@ proptest! {
         prop_assert_eq!(fresh.desired.ruleset(), node.desired.ruleset());
     }
 
+    /// netpol.md 91, 92: what is denied is logged by the chain that denies it, and what an
+    /// audited policy would deny by its audit chain, and nothing else is.
+    #[test]
+    fn denials_and_what_audit_would_deny_are_logged(
+        changes in prop::collection::vec(change(), 1..40),
+    ) {
+        let mut node = Node::new();
+        changes.into_iter().for_each(|change| node.change(change));
+        node.sync();
+        let cluster = node.cluster();
+        let all_enforced: Vec<_> = node.index.policies.values().cloned().map(|mut policy| {
+            policy.audit = false;
+            policy
+        }).collect();
+        let audited = node.cluster_with(&all_enforced);
+        for flow in flows() {
+            let local = |ip: IpAddr| node.is_pod_link(ip);
+            let (now, then) = (cluster.judge(&flow), audited.judge(&flow));
+            let mut wanted = Vec::new();
+            if now.path != Path::PodToItself {
+                let sides = [
+                    (policy::Direction::Egress, flow.source, &now.egress, &then.egress),
+                    (policy::Direction::Ingress, flow.destination, &now.ingress, &then.ingress),
+                ];
+                for (direction, ip, now, then) in sides {
+                    if !local(ip) {
+                        continue;
+                    }
+                    let is_known = cluster.owner(ip).is_some();
+                    if is_known && now.is_allowed() && then.is_allowed() {
+                        continue;
+                    }
+                    let goes_on = is_known && now.is_allowed();
+                    wanted.push((direction, is_known, goes_on));
+                    if !goes_on {
+                        break;
+                    }
+                }
+            }
+            let logged: Vec<_> = node.forward(&flow).logged.iter().map(|prefix| {
+                match Origin::parse(prefix).expect("a prefix of ours") {
+                    Origin::Closed(direction) => (direction, false, false),
+                    Origin::Group(direction, _) => (direction, true, false),
+                    Origin::Audit(direction, _) => (direction, true, true),
+                }
+            }).collect();
+            prop_assert_eq!(logged, wanted, "{:?}: {:?}, audited {:?}", flow, now, then);
+        }
+    }
+
     #[test]
     fn what_can_narrow_is_said(
         before in prop::collection::vec(change(), 1..20),
@@ -432,6 +503,7 @@ fn pods_of_one_selection_share_a_group() {
         pod_selector: LabelSelector::everything(),
         ingress: Some(Vec::new()),
         egress: None,
+        audit: false,
         problems: Vec::new(),
     })));
     node.sync();

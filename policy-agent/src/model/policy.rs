@@ -24,9 +24,15 @@ pub struct NetworkPolicy {
     pub ingress: Option<Vec<Rule>>,
     /// Rules of the egress direction; `None` where `policyTypes` does not list it.
     pub egress: Option<Vec<Rule>>,
+    /// Annotation [`AUDIT`]: what the policy would deny is told and not denied, and
+    /// what it allows is not allowed by it. To other policies it is as if it were not there.
+    pub audit: bool,
     /// What of it could not be understood: field, value, what to do.
     pub problems: Vec<String>,
 }
+
+/// Annotation of a policy that is to be tried out: `"true"` or `"false"`.
+pub const AUDIT: &str = "trammel.io/audit";
 
 /// One entry of `spec.ingress` or `spec.egress`: any of the peers on any of the ports.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -98,6 +104,7 @@ impl NetworkPolicy {
             pod_selector: LabelSelector::everything(),
             ingress: Some(Vec::new()),
             egress: Some(Vec::new()),
+            audit: false,
             problems: vec![reason],
         }
     }

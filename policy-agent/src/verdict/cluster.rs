@@ -85,6 +85,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// The policies that isolate `pod` in that direction, by name, each with its rules.
+    /// Those that are audited only isolate nobody.
     pub fn isolating(
         &self,
         pod: &Pod,
@@ -94,7 +95,7 @@ impl<'a> Cluster<'a> {
         of_namespace
             .into_iter()
             .flatten()
-            .filter(|policy| policy.pod_selector.matches(&pod.labels))
+            .filter(|policy| !policy.audit && policy.pod_selector.matches(&pod.labels))
             .filter_map(move |policy| Some((*policy, rules(policy, direction)?)))
     }
 

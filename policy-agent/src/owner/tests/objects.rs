@@ -144,6 +144,7 @@ fn ingress(name: &str, selected: &str, rules: Vec<Rule>) -> Object {
         pod_selector: app(selected),
         ingress: Some(rules),
         egress: None,
+        audit: false,
         problems: Vec::new(),
     })
 }

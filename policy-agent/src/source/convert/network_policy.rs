@@ -6,12 +6,14 @@
 //! that cannot be parsed selects the whole namespace, an unknown policyType means
 //! both directions.
 
+use std::collections::BTreeMap;
+
 use ipnet::IpNet;
 use k8s_openapi::api::networking::v1 as networking;
 
 use super::{Convert, ConvertError, PortRef, object_key, parse_cidr, port_ref, protocol};
 use crate::event::{Kind, Object};
-use crate::model::policy::{NetworkPolicy, Peer, Peers, PortMatch, Ports, Rule};
+use crate::model::policy::{AUDIT, NetworkPolicy, Peer, Peers, PortMatch, Ports, Rule};
 use crate::model::{LabelSelector, selector::SelectorError};
 
 type MetaSelector = k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -40,6 +42,7 @@ impl Convert for networking::NetworkPolicy {
         let key = object_key(Self::KIND, &self.metadata)?;
         let spec = self.spec.unwrap_or_default();
         let mut problems = Problems::default();
+        let audit = audit(self.metadata.annotations.as_ref(), &mut problems);
         let directions = directions(&spec, &mut problems);
         let pod_selector = match &spec.pod_selector {
             None => LabelSelector::everything(),
@@ -73,6 +76,7 @@ impl Convert for networking::NetworkPolicy {
             pod_selector,
             ingress,
             egress,
+            audit,
             problems: problems.0,
         })))
     }
@@ -150,6 +154,23 @@ impl Problems {
             );
         }
         Some(Peer::IpBlock { cidr, except })
+    }
+}
+
+/// A value that is neither is a mistake, and the policy is enforced.
+fn audit(annotations: Option<&BTreeMap<String, String>>, problems: &mut Problems) -> bool {
+    match annotations
+        .and_then(|all| all.get(AUDIT))
+        .map(String::as_str)
+    {
+        Some("true") => true,
+        None | Some("false") => false,
+        Some(other) => {
+            let field = format!("metadata.annotations[{AUDIT}]");
+            let error = ConvertError::value(field, other, "use \"true\" or \"false\"");
+            problems.0.push(error.to_string());
+            false
+        }
     }
 }
 

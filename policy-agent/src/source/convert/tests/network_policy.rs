@@ -270,3 +270,31 @@ fn a_pod_selector_that_is_wrong_selects_the_whole_namespace() {
     assert!(policy.pod_selector.is_everything());
     assert!(policy.problems[0].starts_with("spec.podSelector: value \"not a value\""));
 }
+
+#[test]
+fn the_audit_annotation_is_true_or_false_and_a_mistake_enforces() {
+    let audited = |annotations: Value| {
+        let manifest = json!({
+            "metadata": {"name": "p", "namespace": "x", "annotations": annotations},
+            "spec": {"podSelector": {}},
+        });
+        match convert::<networking::NetworkPolicy>(manifest) {
+            Ok(Some(Object::NetworkPolicy(policy))) => (policy.audit, policy.problems),
+            other => panic!("{other:?}"),
+        }
+    };
+    for (annotations, audit) in [
+        (json!({}), false),
+        (json!({"trammel.io/audit": "true"}), true),
+        (json!({"trammel.io/audit": "false"}), false),
+        (json!({"other": "true"}), false),
+    ] {
+        assert_eq!(audited(annotations), (audit, Vec::new()));
+    }
+    let (audit, problems) = audited(json!({"trammel.io/audit": "yes"}));
+    assert!(!audit);
+    assert_eq!(
+        problems,
+        ["metadata.annotations[trammel.io/audit] is \"yes\": use \"true\" or \"false\""]
+    );
+}
