@@ -191,7 +191,7 @@ fn write_locked(path: &Path, attachment: &Attachment) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
-    use dataplane::attachment::MacAddr;
+    use dataplane::attachment::{MacAddr, Mode};
 
     use super::*;
 
@@ -207,6 +207,7 @@ mod tests {
             host_ifname: key.host_ifname(),
             key,
             netns: "/run/netns/x".into(),
+            mode: Mode::RoutedPorts,
             bridge: Some("cbr0".into()),
             mac: MacAddr([0x0a, 0x58, 10, 0, 0, 2]),
             ips: vec!["10.0.0.2".parse().unwrap()],

@@ -7,12 +7,13 @@
 
 use std::net::IpAddr;
 
-use dataplane::attachment::MacAddr;
-use ipam::RangeSet;
+use dataplane::attachment::{MacAddr, Mode};
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{
+    InfoBridge, InfoData, InfoKind, LinkAttribute, LinkInfo, LinkMessage,
+};
 use nix::errno::Errno;
 
 use crate::link;
@@ -20,8 +21,12 @@ use crate::netlink::observed::{Address, Link};
 use crate::netlink::{Answer, Answers, Batch, NetlinkError, Socket};
 use crate::sysctl::{self, SysctlError};
 
-/// The alias of a bridge that is completely set up.
+/// The alias of a bridge that is completely set up, for routed ports and for mode `l2`.
 const MARK: &str = "trammel";
+const MARK_L2: &str = "trammel l2";
+
+/// Exists where the kernel can hand bridged frames to the packet filter.
+const BRIDGE_NETFILTER: &str = "bridge/bridge-nf-call-iptables";
 
 /// Messages that [`Wanted::push_query`] adds to a batch.
 pub const QUERY_LENGTH: usize = 2;
@@ -49,6 +54,24 @@ pub enum BridgeError {
         /// The gateway of the pods.
         wanted: IpNet,
     },
+    /// Its ports cannot be of both kinds: what hands frames to the packet filter for the
+    /// one breaks the other.
+    #[error(
+        "bridge: {name} has the pods of mode {found:?}, and this is mode {wanted:?}: name another bridge, or remove this one when its last pod has gone"
+    )]
+    OtherMode {
+        /// The name.
+        name: String,
+        /// That of its ports.
+        found: &'static str,
+        /// That of the port to be.
+        wanted: &'static str,
+    },
+    /// The kernel has no br_netfilter.
+    #[error(
+        "mode: \"l2\" needs br_netfilter, or policies and Services would not see what pods of one bridge send each other: run modprobe br_netfilter, or use mode \"routed-ports\""
+    )]
+    NoBridgeNetfilter,
     /// It was there a moment ago.
     #[error("bridge: {name} has disappeared")]
     Gone {
@@ -68,6 +91,8 @@ pub enum BridgeError {
 pub struct Wanted<'a> {
     /// Name.
     pub name: &'a str,
+    /// That of its ports: [`Mode::L2`] or [`Mode::RoutedPorts`].
+    pub mode: Mode,
     /// The gateways of all ranges, with the length of the subnets' prefixes: pods
     /// are reached by the routes that come with them.
     pub gateways: Vec<IpNet>,
@@ -90,14 +115,19 @@ pub struct Plan {
 }
 
 impl<'a> Wanted<'a> {
-    /// The bridge for pods of these ranges.
-    pub fn new(name: &'a str, ranges: &[RangeSet], mtu: u32, force_address: bool) -> Self {
-        let ranges = ranges.iter().flat_map(RangeSet::ranges);
-        let mut gateways: Vec<IpNet> = ranges.map(|range| range.gateway_net()).collect();
+    /// The bridge for pods with these gateways.
+    pub fn new(
+        name: &'a str,
+        mode: Mode,
+        mut gateways: Vec<IpNet>,
+        mtu: u32,
+        force_address: bool,
+    ) -> Self {
         gateways.sort();
         gateways.dedup();
         Self {
             name,
+            mode,
             gateways,
             mtu,
             force_address,
@@ -147,6 +177,14 @@ impl<'a> Wanted<'a> {
                 kind: link.kind.unwrap_or_else(|| "a device".to_owned()),
             });
         }
+        let mark = link.alias.as_deref();
+        if let Some(found) = mode_of(mark).filter(|found| *found != self.mode) {
+            return Err(BridgeError::OtherMode {
+                name: self.name.to_owned(),
+                found: found.as_str(),
+                wanted: self.mode.as_str(),
+            });
+        }
         let own = addresses
             .iter()
             .filter(|address| address.index == link.index);
@@ -180,7 +218,8 @@ impl<'a> Wanted<'a> {
             remove,
             add: self.gateways.iter().filter(missing).copied().collect(),
             up: !link.up,
-            adopt: link.alias.as_deref() != Some(MARK),
+            adopt: link.alias.as_deref() != Some(self.mark_text())
+                || (self.mode == Mode::L2 && !link.calls_netfilter),
             link,
         })
     }
@@ -192,6 +231,9 @@ impl<'a> Wanted<'a> {
         }
         let index = plan.link.index;
         if plan.adopt {
+            if self.mode == Mode::L2 && !has_netfilter() {
+                return Err(BridgeError::NoBridgeNetfilter);
+            }
             self.settings()?;
         }
         self.remove_conflicts(socket, plan)?;
@@ -272,7 +314,22 @@ impl<'a> Wanted<'a> {
         link.attributes.extend(mac);
         let ips: Vec<IpAddr> = self.gateways.iter().map(IpNet::addr).collect();
         link.attributes.extend(link::no_automatic_ipv6(&ips));
+        if self.mode == Mode::L2 {
+            // Of this bridge, not of all by sysctl: others may not want it, and somebody
+            // may set that back.
+            link.attributes.push(LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Bridge),
+                LinkInfo::Data(InfoData::Bridge(vec![
+                    InfoBridge::NfCallIpTables(true),
+                    InfoBridge::NfCallIp6Tables(true),
+                ])),
+            ]));
+        }
         link
+    }
+
+    fn mark_text(&self) -> &'static str {
+        if self.mode == Mode::L2 { MARK_L2 } else { MARK }
     }
 
     fn settings(&self) -> Result<(), BridgeError> {
@@ -298,7 +355,7 @@ impl<'a> Wanted<'a> {
         let mut link = LinkMessage::default();
         link.header.index = index;
         link.attributes
-            .push(LinkAttribute::IfAlias(MARK.to_owned()));
+            .push(LinkAttribute::IfAlias(self.mark_text().to_owned()));
         let action = format!("mark {}", self.name);
         let answers = socket.ask(action, &RouteNetlinkMessage::NewLink(link))?;
         Ok(answers.all_done()?)
@@ -340,6 +397,20 @@ fn conflicts(found: IpNet, wanted: IpNet) -> bool {
     }
 }
 
+/// The mode that a bridge's mark speaks of.
+fn mode_of(mark: Option<&str>) -> Option<Mode> {
+    match mark {
+        Some(MARK) => Some(Mode::RoutedPorts),
+        Some(MARK_L2) => Some(Mode::L2),
+        _ => None,
+    }
+}
+
+/// Whether the kernel can hand bridged frames to the packet filter.
+pub fn has_netfilter() -> bool {
+    sysctl::exists(BRIDGE_NETFILTER)
+}
+
 /// Whether ports may be isolated.
 ///
 /// Isolation keeps a pod that adds a route of its own from reaching a neighbour
@@ -347,8 +418,7 @@ fn conflicts(found: IpNet, wanted: IpNet) -> bool {
 /// (`bridge-nf-call-*`), however, a packet that is redirected there to a pod on
 /// the same bridge leaves by the bridge, and isolation would drop it.
 pub fn may_isolate() -> bool {
-    !sysctl::is_on("bridge/bridge-nf-call-iptables")
-        && !sysctl::is_on("bridge/bridge-nf-call-ip6tables")
+    !sysctl::is_on(BRIDGE_NETFILTER) && !sysctl::is_on("bridge/bridge-nf-call-ip6tables")
 }
 
 #[cfg(test)]
@@ -359,6 +429,7 @@ mod tests {
         let net = |text: &str| text.parse().unwrap();
         Wanted {
             name: "cbr0",
+            mode: Mode::RoutedPorts,
             gateways: vec![net("10.88.0.1/24"), net("fd88::1/64")],
             mtu: 1500,
             force_address,

@@ -4,6 +4,7 @@ pub mod add;
 pub mod check;
 pub mod del;
 pub mod gc;
+pub mod leases;
 pub mod status;
 pub mod teardown;
 
@@ -74,6 +75,7 @@ impl From<BridgeError> for Error {
     fn from(error: BridgeError) -> Self {
         match error {
             BridgeError::Netlink(error) => error.into(),
+            BridgeError::OtherMode { .. } => Self::config(error.to_string()),
             error => Self::new(Code::Kernel, error.to_string()),
         }
     }

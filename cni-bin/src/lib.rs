@@ -9,6 +9,7 @@
 //! * [`command`]: the verbs.
 //! * [`netlink`], [`link`], [`bridge`], [`netns`], [`sysctl`], [`mtu`]: the kernel.
 //!   Blocking, one thread, a handful of system calls.
+//! * [`delegate`]: an IPAM plugin of others.
 //! * [`attachment`]: records of what was done. [`agent`]: the conversation with
 //!   the process that enforces policies.
 
@@ -16,6 +17,7 @@ pub mod agent;
 pub mod attachment;
 pub mod bridge;
 pub mod command;
+pub mod delegate;
 pub mod link;
 pub mod mtu;
 pub mod netlink;
@@ -105,10 +107,10 @@ fn serve(environment: &Environment, verb: Verb, asked: &mut String) -> Result<()
             let target = environment.target(verb)?;
             report(command::add::add(&document, environment, &target)?)
         }
-        Verb::Del => command::del::del(&document, &environment.target(verb)?),
-        Verb::Check => command::check::check(&document, &environment.target(verb)?),
-        Verb::Gc => command::gc::gc(&document),
-        Verb::Status => command::status::status(&document),
+        Verb::Del => command::del::del(&document, environment, &environment.target(verb)?),
+        Verb::Check => command::check::check(&document, environment, &environment.target(verb)?),
+        Verb::Gc => command::gc::gc(&document, environment),
+        Verb::Status => command::status::status(&document, environment),
         Verb::Version => print(&version::answer(None)),
     }
 }

@@ -9,7 +9,17 @@
 //! ```
 //!
 //! *Routed ports*: a pod has no neighbour but the gateway, so that all it sends
-//! passes the host's IP stack, where policies and Services are.
+//! passes the host's IP stack, where policies and Services are. In mode *l2* the
+//! addresses have their subnets' lengths and pods are neighbours.
+//!
+//! ```text
+//!   trm0123456789ab ===|== eth0  10.88.0.7/32, fd88::7/128
+//!   10.88.0.1/32       |         default via 10.88.0.1, whose Ethernet address it knows
+//!   fd88::1/128        |         default via fd88::1, likewise
+//! ```
+//!
+//! *Routed*: there is no bridge; every veth carries the gateways, as those of the
+//! reference `ptp` plugin do.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -37,14 +47,23 @@ use crate::netlink::Batch;
 use crate::netns::Netns;
 use crate::spec::result::Route;
 
-/// The host's end of a port, and the pod's end up to the point where it exists.
+/// What makes a link a port of a bridge.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BridgePort {
+    /// Index of the bridge.
+    pub bridge: u32,
+    /// Whether frames may go back where they came from.
+    pub hairpin: bool,
+    /// Whether frames to other isolated ports are dropped.
+    pub isolated: bool,
+}
+
+/// The host's end of a pod's link, and the pod's end up to the point where it exists.
 pub struct HostEnd<'a> {
     /// Name on the host.
     pub name: &'a str,
-    /// Index of the bridge.
-    pub bridge: u32,
-    /// Whether frames to other isolated ports are dropped.
-    pub isolated: bool,
+    /// The bridge port that it is; `None` for a routed veth.
+    pub port: Option<BridgePort>,
     /// The pod's namespace.
     pub netns: &'a Netns,
     /// Name in the pod.
@@ -57,6 +76,21 @@ pub struct HostEnd<'a> {
     pub ips: &'a [IpAddr],
 }
 
+/// The host's end of a routed veth, once it exists: what a bridge would have, for one
+/// pod.
+pub struct RoutedEnd<'a> {
+    /// Index on the host.
+    pub index: u32,
+    /// Name on the host.
+    pub name: &'a str,
+    /// The pod's Ethernet address.
+    pub pod_mac: MacAddr,
+    /// The pod's addresses.
+    pub ips: &'a [IpAddr],
+    /// The gateways, which every such veth carries.
+    pub gateways: &'a BTreeSet<IpAddr>,
+}
+
 /// The pod's end, once it exists.
 pub struct PodEnd<'a> {
     /// Index in the pod's namespace.
@@ -65,12 +99,16 @@ pub struct PodEnd<'a> {
     pub name: &'a str,
     /// Its Ethernet address.
     pub mac: MacAddr,
-    /// The pod's addresses.
-    pub ips: &'a [IpAddr],
+    /// The pod's addresses, with the lengths of the prefixes that are on the link.
+    pub nets: &'a [IpNet],
     /// Gateways, each made reachable on the link.
     pub gateways: &'a BTreeSet<IpAddr>,
-    /// Routes, all with a next hop.
+    /// Their Ethernet address, where it is not to be asked for.
+    pub gateway_mac: Option<MacAddr>,
+    /// Routes.
     pub routes: &'a [Route],
+    /// Whether the link is set up at all.
+    pub up: bool,
 }
 
 /// Index of an interface in the namespace of this thread. By `ioctl`, which is
@@ -91,6 +129,14 @@ pub fn host_mac(name: &str) -> MacAddr {
     MacAddr(mac)
 }
 
+/// The Ethernet address of a pod that has no other: from the name of its veth on the
+/// host, so that it is the same each time.
+pub fn pod_mac(host_name: &str) -> MacAddr {
+    let MacAddr([_, rest @ ..]) = host_mac(host_name);
+    let [a, b, c, d, e] = rest;
+    MacAddr([0x0a, a, b, c, d, e])
+}
+
 impl HostEnd<'_> {
     /// Adds the messages that create the pair. The first creates it, down; the
     /// later ones find it by name.
@@ -108,29 +154,33 @@ impl HostEnd<'_> {
             LinkAttribute::IfName(name.to_owned()),
             LinkAttribute::Address(host_mac(name).0.to_vec()),
             LinkAttribute::Mtu(self.mtu),
-            LinkAttribute::Controller(self.bridge),
             LinkAttribute::LinkInfo(vec![
                 LinkInfo::Kind(InfoKind::Veth),
                 LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
             ]),
         ];
+        let bridge = self.port.map(|port| LinkAttribute::Controller(port.bridge));
+        veth.attributes.extend(bridge);
         let action = format!("create {name} and {} in the pod", self.pod_name);
         let create = NLM_F_CREATE | NLM_F_EXCL;
         batch.push(action, create, &RouteNetlinkMessage::NewLink(veth));
 
         // The kernel ignores port settings in the message that creates the port.
-        let mut port = named(name);
-        port.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(vec![
-                InfoBridgePort::HairpinMode(true),
-                InfoBridgePort::Isolated(self.isolated),
-            ])),
-        ]));
+        let mut settings = named(name);
+        let port = self.port.map(|port| {
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::PortKind(InfoPortKind::Bridge),
+                LinkInfo::PortData(InfoPortData::BridgePort(vec![
+                    InfoBridgePort::HairpinMode(port.hairpin),
+                    InfoBridgePort::Isolated(port.isolated),
+                ])),
+            ])
+        });
+        settings.attributes.extend(port);
         // A port needs no address of its own, nor the multicast that comes with it.
-        port.attributes.extend(no_automatic_ipv6(self.ips));
-        let action = format!("set up bridge port {name}");
-        batch.push(action, 0, &RouteNetlinkMessage::NewLink(port));
+        settings.attributes.extend(no_automatic_ipv6(self.ips));
+        let action = format!("set the port settings of {name}");
+        batch.push(action, 0, &RouteNetlinkMessage::NewLink(settings));
 
         let mut up = named(name);
         set_up(&mut up);
@@ -142,15 +192,40 @@ impl HostEnd<'_> {
 
         // What the host knows of the address's last holder must not send the new
         // one's first packets astray. Reachable, not permanent: it ages by itself.
-        for &ip in self.ips {
-            let neighbour = neighbour(self.bridge, ip, self.pod_mac);
-            let action = format!("add neighbour {ip}");
-            let replace = NLM_F_CREATE | NLM_F_REPLACE;
-            batch.push(
-                action,
-                replace,
-                &RouteNetlinkMessage::NewNeighbour(neighbour),
+        for (&ip, port) in self.ips.iter().zip(self.port.iter().cycle()) {
+            push_neighbour(
+                batch,
+                port.bridge,
+                ip,
+                self.pod_mac,
+                NeighbourState::Reachable,
             );
+        }
+    }
+}
+
+impl RoutedEnd<'_> {
+    /// Adds the messages that lead to the pod.
+    pub fn push_to(&self, batch: &mut Batch) {
+        for &gateway in self.gateways {
+            push_address(batch, self.name, self.index, IpNet::from(gateway));
+        }
+        for &ip in self.ips {
+            // There is nobody else on the link to ask, or to answer.
+            push_neighbour(
+                batch,
+                self.index,
+                ip,
+                self.pod_mac,
+                NeighbourState::Permanent,
+            );
+            let mut route = route_message(IpNet::from(ip), self.index);
+            if ip.is_ipv4() {
+                route.header.scope = RouteScope::Link;
+            }
+            let action = format!("route {ip} to {}: is it in use elsewhere?", self.name);
+            let message = RouteNetlinkMessage::NewRoute(route);
+            batch.push(action, NLM_F_CREATE | NLM_F_EXCL, &message);
         }
     }
 }
@@ -164,7 +239,8 @@ impl PodEnd<'_> {
         set_up(&mut lo);
         batch.push("set lo up in the pod", 0, &RouteNetlinkMessage::NewLink(lo));
 
-        if let Some(quiet) = no_automatic_ipv6(self.ips) {
+        let ips: Vec<IpAddr> = self.nets.iter().map(IpNet::addr).collect();
+        if let Some(quiet) = no_automatic_ipv6(&ips) {
             let mut link = LinkMessage::default();
             link.header.index = self.index;
             link.attributes.push(quiet);
@@ -174,10 +250,12 @@ impl PodEnd<'_> {
             let net = net.expect("64 is a prefix length of IPv6");
             push_address(batch, name, self.index, net);
         }
-        for &ip in self.ips {
-            push_address(batch, name, self.index, IpNet::from(ip));
+        for &net in self.nets {
+            push_address(batch, name, self.index, net);
         }
-
+        if !self.up {
+            return;
+        }
         let mut up = LinkMessage::default();
         up.header.index = self.index;
         set_up(&mut up);
@@ -185,6 +263,9 @@ impl PodEnd<'_> {
         batch.push(action, 0, &RouteNetlinkMessage::NewLink(up));
 
         for &gateway in self.gateways {
+            if let Some(mac) = self.gateway_mac {
+                push_neighbour(batch, self.index, gateway, mac, NeighbourState::Permanent);
+            }
             let mut route = route_message(IpNet::from(gateway), self.index);
             if gateway.is_ipv4() {
                 route.header.scope = RouteScope::Link;
@@ -202,9 +283,11 @@ impl PodEnd<'_> {
         if let Some(gw) = route.gw {
             attributes.push(RouteAttribute::Gateway(gw.into()));
             // With a /32 nothing else is on the link by itself.
-            if !self.gateways.contains(&gw) {
+            if !self.gateways.contains(&gw) && !self.nets.iter().any(|net| net.contains(&gw)) {
                 message.header.flags = RouteFlags::Onlink;
             }
+        } else if route.dst.addr().is_ipv4() {
+            message.header.scope = RouteScope::Link;
         }
         attributes.extend(route.priority.map(RouteAttribute::Priority));
         let metrics: Vec<RouteMetric> = [
@@ -346,16 +429,18 @@ fn push_route(batch: &mut Batch, action: String, message: RouteMessage) {
     batch.push(action, NLM_F_CREATE | NLM_F_APPEND, &message);
 }
 
-fn neighbour(bridge: u32, ip: IpAddr, mac: MacAddr) -> NeighbourMessage {
+fn push_neighbour(batch: &mut Batch, index: u32, ip: IpAddr, mac: MacAddr, state: NeighbourState) {
     let mut message = NeighbourMessage::default();
     message.header.family = family(ip);
-    message.header.ifindex = bridge;
-    message.header.state = NeighbourState::Reachable;
+    message.header.ifindex = index;
+    message.header.state = state;
     message.attributes = vec![
         NeighbourAttribute::Destination(ip.into()),
         NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
     ];
-    message
+    let replace = NLM_F_CREATE | NLM_F_REPLACE;
+    let message = RouteNetlinkMessage::NewNeighbour(message);
+    batch.push(format!("add neighbour {ip}"), replace, &message);
 }
 
 fn family(ip: IpAddr) -> AddressFamily {

@@ -8,12 +8,16 @@
 pub mod args;
 pub mod config;
 pub mod error;
+pub mod ipam;
 pub mod json;
 pub mod options;
+pub mod port;
 pub mod result;
 pub mod version;
 
 pub use args::{Environment, Target, Verb};
 pub use config::{Config, Document, Policy};
 pub use error::{Code, Error};
+pub use ipam::{Ipam, Pool};
+pub use port::Port;
 pub use version::Version;

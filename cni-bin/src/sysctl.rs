@@ -21,6 +21,11 @@ pub fn is_on(name: &str) -> bool {
     fs::read(path(name)).is_ok_and(|value| value.starts_with(b"1"))
 }
 
+/// Whether a setting exists.
+pub fn exists(name: &str) -> bool {
+    path(name).exists()
+}
+
 /// Whether the kernel has IPv6 in this namespace.
 pub fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6").exists()

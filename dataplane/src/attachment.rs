@@ -204,6 +204,35 @@ pub struct PodRef {
     pub uid: Option<String>,
 }
 
+/// How a pod's link is connected to the node (conf key `mode`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// A port of the bridge; the pod has no neighbour but the gateway, so that all it
+    /// sends passes the host's IP stack.
+    #[default]
+    RoutedPorts,
+    /// A port of the bridge; pods are neighbours, as with the reference bridge plugin.
+    /// The bridge hands their frames to the packet filter.
+    L2,
+    /// A veth that is no port of a bridge, with host routes to the pod.
+    Routed,
+}
+
+impl Mode {
+    /// All.
+    pub const ALL: [Self; 3] = [Self::RoutedPorts, Self::L2, Self::Routed];
+
+    /// As in the configuration.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RoutedPorts => "routed-ports",
+            Self::L2 => "l2",
+            Self::Routed => "routed",
+        }
+    }
+}
+
 /// One (network, container, interface) triple that ADD created, with what the
 /// data plane must know about it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -216,6 +245,9 @@ pub struct Attachment {
     pub netns: String,
     /// Host-side veth, [`AttachmentKey::host_ifname`].
     pub host_ifname: String,
+    /// How it is connected.
+    #[serde(default)]
+    pub mode: Mode,
     /// Bridge that the veth is a port of; `None` for a routed veth.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge: Option<String>,

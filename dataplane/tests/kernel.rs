@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::process::Command;
 
-use dataplane::attachment::{Attachment, AttachmentKey, MacAddr};
+use dataplane::attachment::{Attachment, AttachmentKey, MacAddr, Mode};
 use dataplane::desired::Desired;
 use dataplane::diff::diff;
 use dataplane::fake::Fake;
@@ -56,6 +56,7 @@ fn sample() -> Desired {
         },
         netns: "/run/netns/x".into(),
         host_ifname: "trm0123456789ab".into(),
+        mode: Mode::RoutedPorts,
         bridge: Some("cbr0".into()),
         mac: MacAddr([0x0a, 0x58, 10, 88, 0, 2]),
         ips: vec![address("10.88.0.2"), address("fd88::2")],

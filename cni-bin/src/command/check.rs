@@ -1,6 +1,7 @@
 //! CHECK.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use dataplane::attachment::{Attachment, AttachmentKey};
 use ipam::Store;
@@ -8,15 +9,17 @@ use ipnet::IpNet;
 
 use super::{LOCK_TIMEOUT, open_netns, owner, refuse_own};
 use crate::attachment::Records;
+use crate::delegate::Delegate;
 use crate::link;
 use crate::netlink::observed::{Link, ObservedRoute};
 use crate::netlink::{Batch, Socket};
+use crate::spec::args::ExtraArgs;
 use crate::spec::result::{Expected, Route};
-use crate::spec::{Code, Document, Error, Target};
+use crate::spec::{Code, Document, Environment, Error, Ipam, Target, Verb};
 
 /// Compares an attachment with what ADD left. Later plugins of the chain may
 /// have added to it, or changed MTU and Ethernet address: neither is compared.
-pub fn check(document: &Document, target: &Target) -> Result<(), Error> {
+pub fn check(document: &Document, environment: &Environment, target: &Target) -> Result<(), Error> {
     let prev = document
         .prev_result()
         .ok_or_else(|| Error::config("prevResult: missing; CHECK compares with it"))?;
@@ -41,9 +44,17 @@ pub fn check(document: &Document, target: &Target) -> Result<(), Error> {
     visit.leave();
     let index = index.ok_or_else(|| mismatch(format!("{} is not in {path}", target.ifname)))?;
 
-    let mut differences = leases(document, &key, attachment)?;
-    differences.extend(host_end(document, attachment, &mut host)?);
-    differences.extend(pod_end(target, index, &expected, &mut pod)?);
+    let mut differences = match &document.ipam {
+        Ipam::InProcess => leases(document, &key, attachment)?,
+        Ipam::Plugin(name) => {
+            Delegate::new(name, document, environment).forward(Verb::Check)?;
+            Vec::new()
+        }
+        Ipam::Nobody => Vec::new(),
+    };
+    differences.extend(host_end(attachment, &mut host)?);
+    let up = !document.config(&ExtraArgs::default())?.port.down;
+    differences.extend(pod_end(target, index, up, &expected, &mut pod)?);
     Error::collect(differences.into_iter().map(mismatch))
 }
 
@@ -75,29 +86,50 @@ fn leases(
     Ok(differences)
 }
 
-fn host_end(
-    document: &Document,
-    attachment: &Attachment,
-    host: &mut Socket,
-) -> Result<Vec<String>, Error> {
+fn host_end(attachment: &Attachment, host: &mut Socket) -> Result<Vec<String>, Error> {
     let name = &attachment.host_ifname;
-    let bridge_name = attachment.bridge.as_ref().unwrap_or(&document.bridge);
-    let Some(bridge) = look(host, bridge_name)? else {
-        return Ok(vec![format!("bridge {bridge_name} is gone")]);
-    };
     let Some(veth) = look(host, name)? else {
         return Ok(vec![format!("{name} is gone from the host")]);
     };
     let mut differences = Vec::new();
-    for link in [&bridge, &veth] {
-        if !link.up {
-            differences.push(format!("{} is down", link.name));
+    if !veth.up {
+        differences.push(format!("{name} is down"));
+    }
+    let Some(bridge_name) = &attachment.bridge else {
+        differences.extend(host_routes(attachment, &veth, host)?);
+        return Ok(differences);
+    };
+    match look(host, bridge_name)? {
+        None => differences.push(format!("bridge {bridge_name} is gone")),
+        Some(bridge) => {
+            if !bridge.up {
+                differences.push(format!("{bridge_name} is down"));
+            }
+            if veth.master != Some(bridge.index) {
+                differences.push(format!("{name} is not a port of {bridge_name}"));
+            }
         }
     }
-    if veth.master != Some(bridge.index) {
-        differences.push(format!("{name} is not a port of {bridge_name}"));
-    }
     Ok(differences)
+}
+
+/// The routes that lead to a pod without a bridge.
+fn host_routes(
+    attachment: &Attachment,
+    veth: &Link,
+    host: &mut Socket,
+) -> Result<Vec<String>, Error> {
+    let answers = host.dump("list routes", &link::route_query())?;
+    answers.all_done()?;
+    let routes = answers.get(0).routes()?;
+    let is_led_to = |ip: IpAddr| {
+        let mut routes = routes.iter();
+        routes.any(|route| route.dst == IpNet::from(ip) && route.oif == Some(veth.index))
+    };
+    let lost = attachment.ips.iter().filter(|ip| !is_led_to(**ip));
+    Ok(lost
+        .map(|ip| format!("the host has no route to {ip} by {}", veth.name))
+        .collect())
 }
 
 fn look(socket: &mut Socket, name: &str) -> Result<Option<Link>, Error> {
@@ -113,6 +145,7 @@ fn look(socket: &mut Socket, name: &str) -> Result<Option<Link>, Error> {
 fn pod_end(
     target: &Target,
     index: u32,
+    up: bool,
     expected: &Expected,
     pod: &mut Socket,
 ) -> Result<Vec<String>, Error> {
@@ -128,7 +161,7 @@ fn pod_end(
         .map(|address| address.net)
         .collect();
     let mut differences = Vec::new();
-    if !answers.get(0).links()?.iter().any(|link| link.up) {
+    if up && !answers.get(0).links()?.iter().any(|link| link.up) {
         differences.push(format!("{ifname} is down in the pod"));
     }
     for address in &expected.addresses {

@@ -8,11 +8,11 @@ use crate::attachment::Records;
 use crate::link;
 use crate::netlink::{Batch, Socket};
 use crate::netns::Netns;
-use crate::spec::{Document, Error, Target};
+use crate::spec::{Document, Environment, Error, Target};
 
 /// Takes a container off the network. What is gone already is a success, however
 /// little the runtime still knows.
-pub fn del(document: &Document, target: &Target) -> Result<(), Error> {
+pub fn del(document: &Document, environment: &Environment, target: &Target) -> Result<(), Error> {
     // A namespace that cannot be opened any more is the normal case; only our own
     // is a mistake.
     let namespaces = match &target.netns {
@@ -27,7 +27,7 @@ pub fn del(document: &Document, target: &Target) -> Result<(), Error> {
     let record = records.open(&key, LOCK_TIMEOUT)?;
     records.remove_temporary(&key);
     let is_ours = record.is_some();
-    let mut done = tear_down(document, &key, record);
+    let mut done = tear_down(document, environment, &key, target.netns.as_deref(), record);
     if let Some((home, netns)) = namespaces
         && !is_ours
         && !done.link

@@ -8,13 +8,14 @@ use ipam::{Owner, Store};
 use super::LOCK_TIMEOUT;
 use super::teardown::tear_down;
 use crate::attachment::Records;
+use crate::delegate::Delegate;
 use crate::spec::config::ValidAttachment;
-use crate::spec::{Document, Error};
+use crate::spec::{Document, Environment, Error, Ipam, Verb};
 
 /// Removes the attachments of this network that the runtime does not list: those
 /// that have a record, and those of which only addresses are left. One that
 /// cannot be removed does not keep the others.
-pub fn gc(document: &Document) -> Result<(), Error> {
+pub fn gc(document: &Document, environment: &Environment) -> Result<(), Error> {
     let valid: BTreeSet<ValidAttachment> = document.valid_attachments()?.into_iter().collect();
     let records = Records::beside(&document.agent_socket);
     let mut errors = Vec::new();
@@ -24,15 +25,18 @@ pub fn gc(document: &Document) -> Result<(), Error> {
             continue;
         }
         match records.open(&key, LOCK_TIMEOUT) {
-            Ok(record) => errors.extend(tear_down(document, &key, record).errors),
+            Ok(record) => {
+                errors.extend(tear_down(document, environment, &key, None, record).errors);
+            }
             Err(error) => errors.push(error.into()),
         }
     }
-    if document.has_ipam()
-        && let Err(error) = free_unlisted(document, &records, &valid)
-    {
-        errors.push(error);
-    }
+    let leases = match &document.ipam {
+        Ipam::InProcess => free_unlisted(document, &records, &valid),
+        Ipam::Plugin(name) => Delegate::new(name, document, environment).forward(Verb::Gc),
+        Ipam::Nobody => Ok(()),
+    };
+    errors.extend(leases.err());
     Error::collect(errors)
 }
 
@@ -86,7 +90,7 @@ fn is_listed(holder: &Owner, valid: &BTreeSet<ValidAttachment>) -> bool {
 mod tests {
     use std::fs;
 
-    use dataplane::attachment::{Attachment, MacAddr};
+    use dataplane::attachment::{Attachment, MacAddr, Mode};
     use serde_json::{Value, json};
 
     use super::*;
@@ -115,6 +119,7 @@ mod tests {
             host_ifname: key.host_ifname(),
             key,
             netns: "/x".into(),
+            mode: Mode::RoutedPorts,
             bridge: None,
             mac: MacAddr([2; 6]),
             ips: vec![ip.parse().unwrap()],
@@ -158,7 +163,7 @@ mod tests {
         record(&document, "net", "keep", "10.0.0.2");
         record(&document, "net", "gone", "10.0.0.3");
         record(&document, "other", "gone", "10.9.0.3");
-        gc(&document).unwrap();
+        gc(&document, &Environment::default()).unwrap();
         let (records, leases) = left(&dir, &document);
         assert_eq!(records, ["net/keep/eth0", "other/gone/eth0"]);
         assert_eq!(leases, [".damaged-10.0.0.7", "10.0.0.2", "10.0.0.5"]);
@@ -171,7 +176,7 @@ mod tests {
         fs::create_dir(dir.path().join("net")).unwrap();
         fs::write(dir.path().join("net/10.0.0.2"), "a\r\neth0").unwrap();
         record(&document, "net", "a", "10.0.0.2");
-        gc(&document).unwrap();
+        gc(&document, &Environment::default()).unwrap();
         assert_eq!(left(&dir, &document), (vec![], vec![]));
     }
 }

@@ -1,28 +1,42 @@
 //! STATUS.
 
-use dataplane::attachment::Request;
+use dataplane::attachment::{Mode, Request};
 use ipam::Store;
 
 use super::LOCK_TIMEOUT;
 use crate::agent::Agent;
 use crate::attachment::Records;
+use crate::bridge::{self, BridgeError};
+use crate::delegate::Delegate;
 use crate::link;
 use crate::spec::args::ExtraArgs;
-use crate::spec::{Code, Document, Error};
+use crate::spec::{Code, Document, Environment, Error, Ipam, Verb};
 
 /// Says whether an ADD could succeed: the configuration is right, leases can be
 /// written, and the agent is there where it must be.
 ///
 /// That addresses have run out is no failure of the node: containerd would
 /// report it not ready, and its running pods would be evicted.
-pub fn status(document: &Document) -> Result<(), Error> {
-    document.config(&ExtraArgs::default())?;
+pub fn status(document: &Document, environment: &Environment) -> Result<(), Error> {
+    let config = document.config(&ExtraArgs::default())?;
+    if config.port.mode == Mode::L2 && !bridge::has_netfilter() {
+        return Err(not_available(&BridgeError::NoBridgeNetfilter));
+    }
     if let Some(error) = bridge_is_gone(document)? {
         return Err(error);
     }
-    Store::new(&document.data_dir, &document.network)
-        .lock(LOCK_TIMEOUT)
-        .map_err(|error| not_available(&error))?;
+    match &document.ipam {
+        Ipam::InProcess => {
+            let store = Store::new(&document.data_dir, &document.network);
+            drop(
+                store
+                    .lock(LOCK_TIMEOUT)
+                    .map_err(|error| not_available(&error))?,
+            );
+        }
+        Ipam::Plugin(name) => Delegate::new(name, document, environment).forward(Verb::Status)?,
+        Ipam::Nobody => {}
+    }
     let agent = Agent::connect(&document.agent_socket, document.policy);
     if let Some(mut agent) = agent.map_err(|error| not_available(&error))? {
         agent

@@ -3,15 +3,14 @@
 use std::net::IpAddr;
 
 use dataplane::attachment::{AttachmentKey, Request};
-use ipam::Store;
 use nix::errno::Errno;
 
-use super::{LOCK_TIMEOUT, owner};
+use super::leases::release;
 use crate::agent::Agent;
 use crate::attachment::Record;
 use crate::link;
 use crate::netlink::{NetlinkError, Socket};
-use crate::spec::{Document, Error, Policy};
+use crate::spec::{Document, Environment, Error, Policy};
 
 /// What was there to undo, and what could not be undone.
 #[derive(Debug, Default)]
@@ -27,13 +26,27 @@ pub struct Teardown {
 /// Removes all that an attachment consists of: the link first, so that nothing
 /// uses the addresses when they are freed, the record last, so that whatever
 /// remains after an error is found again. One failure does not keep the rest.
-pub fn tear_down(document: &Document, key: &AttachmentKey, record: Option<Record>) -> Teardown {
+///
+/// `netns` is for an IPAM plugin of others; a record's own is preferred.
+pub fn tear_down(
+    document: &Document,
+    environment: &Environment,
+    key: &AttachmentKey,
+    netns: Option<&str>,
+    record: Option<Record>,
+) -> Teardown {
     let mut done = Teardown::default();
     match remove_link(&key.host_ifname()) {
         Ok(link) => done.link = link,
         Err(error) => done.errors.push(error.into()),
     }
-    match free_leases(document, key) {
+    let recorded = record
+        .as_ref()
+        .and_then(|record| record.attachment.as_ref());
+    let netns = recorded
+        .map(|attachment| attachment.netns.as_str())
+        .or(netns);
+    match release(document, environment, key, netns) {
         Ok(freed) => done.freed = freed,
         Err(error) => done.errors.push(error),
     }
@@ -59,14 +72,6 @@ pub fn remove_link(name: &str) -> Result<bool, NetlinkError> {
     // The pod's namespace may have gone meanwhile, and the pair with it.
     answers.get(0).done_or(Errno::ENODEV)?;
     Ok(true)
-}
-
-fn free_leases(document: &Document, key: &AttachmentKey) -> Result<Vec<IpAddr>, Error> {
-    let store = Store::new(&document.data_dir, &document.network);
-    match store.lock_existing(LOCK_TIMEOUT)? {
-        Some(locked) => Ok(locked.free_all_of(&owner(key))?),
-        None => Ok(Vec::new()),
-    }
 }
 
 /// An agent that is away is not waited for: it finds out from the records when it

@@ -39,6 +39,9 @@ pub struct Link {
     pub kind: Option<String>,
     /// `ip link set alias`.
     pub alias: Option<String>,
+    /// Of a bridge: whether it hands frames of both families to the packet filter by a
+    /// setting of its own.
+    pub calls_netfilter: bool,
 }
 
 /// An address (`struct ifaddrmsg`, `IFA_*`).
@@ -102,7 +105,11 @@ fn link(body: &[u8]) -> Result<Link, NetlinkError> {
             3 => link.name = text(value),
             4 => link.mtu = u32_at(value, 0)?,
             10 => link.master = Some(u32_at(value, 0)?),
-            18 => link.kind = link_kind(value)?,
+            18 => {
+                link.kind = link_kind(value)?;
+                link.calls_netfilter =
+                    link.kind.as_deref() == Some("bridge") && calls_netfilter(value)?;
+            }
             20 => link.alias = Some(text(value)).filter(|alias| !alias.is_empty()),
             _ => {}
         }
@@ -119,6 +126,24 @@ fn link_kind(info: &[u8]) -> Result<Option<String>, NetlinkError> {
         }
     }
     Ok(None)
+}
+
+/// `IFLA_BR_NF_CALL_IPTABLES` and its IPv6 twin in `IFLA_INFO_DATA`.
+fn calls_netfilter(info: &[u8]) -> Result<bool, NetlinkError> {
+    let mut on = 0;
+    for attribute in attributes(info) {
+        let attribute = attribute?;
+        if attribute.kind() != 2 {
+            continue;
+        }
+        for setting in attributes(attribute.value()) {
+            let setting = setting?;
+            if matches!(setting.kind(), 36 | 37) && setting.value() == [1] {
+                on += 1;
+            }
+        }
+    }
+    Ok(on == 2)
 }
 
 fn address(body: &[u8]) -> Result<Option<Address>, NetlinkError> {

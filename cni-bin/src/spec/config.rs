@@ -5,18 +5,19 @@
 //! present one says. A [`Config`] is all of it, checked: nothing that it names is
 //! silently left out.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use dataplane::attachment::{DEFAULT_SOCKET, MacAddr};
-use ipam::{RangeSet, store::DEFAULT_DATA_DIR};
+use ipam::store::DEFAULT_DATA_DIR;
 use serde_json::{Map, Value};
 
 use super::args::{ExtraArgs, bad_ifname, is_identifier};
 use super::error::{Code, Error};
+use super::ipam::{Ipam, Pool};
 use super::json::{Object, get, parse};
 use super::options;
-use super::result::{Dns, Route};
+use super::port::Port;
+use super::result::Dns;
 use super::version::Version;
 
 /// The bridge, unless told otherwise.
@@ -44,6 +45,8 @@ pub struct Document {
     pub network: String,
     /// `bridge`.
     pub bridge: String,
+    /// `ipam.type`.
+    pub ipam: Ipam,
     /// `ipam.dataDir`.
     pub data_dir: PathBuf,
     /// `agentSocket`.
@@ -55,6 +58,8 @@ pub struct Document {
 /// All that ADD needs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
+    /// How the pod's link is made.
+    pub port: Port,
     /// `mtu`; `None`: that of the route to the outside.
     pub mtu: Option<u32>,
     /// `forceAddress`: replace a conflicting address of the bridge.
@@ -64,16 +69,10 @@ pub struct Config {
     pub default_route: Option<bool>,
     /// The pod's Ethernet address, if it must be this one.
     pub mac: Option<MacAddr>,
-    /// Addresses that the pod must get.
-    pub requested: Vec<IpAddr>,
-    /// One address of each, those from the runtime first.
-    pub ranges: Vec<RangeSet>,
-    /// `ipam.routes`.
-    pub routes: Vec<Route>,
+    /// What the allocator in this process works with, where it is [`Ipam::InProcess`].
+    pub pool: Option<Pool>,
     /// Name resolution for the result.
     pub dns: Dns,
-    /// `ipam.resolvConf`, where `dns` is not given.
-    pub resolv_conf: Option<PathBuf>,
 }
 
 /// One attachment that GC must keep.
@@ -115,14 +114,21 @@ impl Document {
         if let Some(reason) = bad_ifname(&bridge) {
             return Err(Error::config(format!("bridge: {bridge:?} {reason}")));
         }
-        let ipam = object.object("ipam")?;
-        let data_dir = ipam.map(|ipam| ipam.text("dataDir")).transpose()?.flatten();
+        let ipam = Ipam::of(&object)?;
+        // A plugin's own section is the plugin's to judge.
+        let section = match ipam {
+            Ipam::InProcess => object.object("ipam")?,
+            Ipam::Nobody | Ipam::Plugin(_) => None,
+        };
+        let data_dir = section.map(|ipam| ipam.text("dataDir"));
+        let data_dir = data_dir.transpose()?.flatten();
         let data_dir = absolute("ipam.dataDir", data_dir.unwrap_or(DEFAULT_DATA_DIR))?;
         let socket = object.text("agentSocket")?.unwrap_or(DEFAULT_SOCKET);
         Ok(Self {
             version,
             network,
             bridge,
+            ipam,
             data_dir,
             agent_socket: absolute("agentSocket", socket)?,
             policy: policy(&object)?,
@@ -134,26 +140,34 @@ impl Document {
     pub fn config(&self, args: &ExtraArgs) -> Result<Config, Error> {
         let root = Object::root(&self.root);
         options::refuse_unsupported(&root)?;
-        let ipam = options::in_process_ipam(&root)?;
+        let port = Port::of(&root, &self.ipam)?;
+        let pool = match self.ipam {
+            Ipam::InProcess => Some(Pool::of(&root, args)?),
+            Ipam::Nobody | Ipam::Plugin(_) => None,
+        };
         let runtime = root.object("runtimeConfig")?;
-        let cni_args = root
-            .object("args")?
-            .map(|args| args.object("cni"))
-            .transpose()?
-            .flatten();
-        let ranges = options::range_sets(&ipam, runtime.as_ref())?;
-        let routes = options::routes(&ipam)?;
+        let cni_args = options::cni_args(&root)?;
+        // Without the gateway's address there is nothing to route to by ourselves.
+        let default_route = root.boolean("isDefaultGateway")?;
         Ok(Config {
-            mtu: mtu(&root, ranges.iter().any(|set| !set.is_ipv4()))?,
+            mtu: mtu(&root, pool.as_ref().is_some_and(Pool::has_ipv6))?,
             force_address: root.boolean("forceAddress")?.unwrap_or(false),
-            default_route: root.boolean("isDefaultGateway")?,
+            default_route: default_route.or((!port.is_gateway).then_some(false)),
             mac: options::mac(runtime.as_ref(), cni_args.as_ref(), args)?,
-            requested: options::requested(runtime.as_ref(), cni_args.as_ref(), args)?,
             dns: options::dns(&root, runtime.as_ref())?,
-            resolv_conf: ipam.text("resolvConf")?.map(PathBuf::from),
-            ranges,
-            routes,
+            port,
+            pool,
         })
+    }
+
+    /// What the allocator in this process works with, whatever the rest says.
+    pub fn pool(&self, args: &ExtraArgs) -> Result<Pool, Error> {
+        Pool::of(&Object::root(&self.root), args)
+    }
+
+    /// The whole configuration, for a plugin that a part of the work is delegated to.
+    pub fn root(&self) -> &Map<String, Value> {
+        &self.root
     }
 
     /// `prevResult`, whatever it is.
@@ -184,11 +198,6 @@ impl Document {
             })
         };
         root.array(key)?.iter().enumerate().map(entry).collect()
-    }
-
-    /// Whether IPAM is ours; GC leaves leases alone that are not.
-    pub fn has_ipam(&self) -> bool {
-        options::in_process_ipam(&Object::root(&self.root)).is_ok()
     }
 }
 

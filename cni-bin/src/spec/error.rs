@@ -36,6 +36,9 @@ pub enum Code {
     AddressUnavailable,
     /// 104: CHECK found a difference.
     Mismatch,
+    /// That of the IPAM plugin which failed; 999 where it gave none, as the reference
+    /// library says.
+    Plugin(u32),
 }
 
 impl Code {
@@ -57,6 +60,7 @@ impl Code {
             Self::Exists => 102,
             Self::AddressUnavailable => 103,
             Self::Mismatch => 104,
+            Self::Plugin(code) => code,
         }
     }
 }

@@ -1,9 +1,6 @@
 //! The parts of a configuration, each from its keys to its type.
 
-use std::net::IpAddr;
-
 use dataplane::attachment::MacAddr;
-use ipam::{Range, RangeSet, RangeSpec};
 use ipnet::IpNet;
 use serde_json::Value;
 
@@ -15,41 +12,11 @@ use super::result::{Dns, Route};
 /// What this plugin does not offer although the reference plugins do. Everything
 /// else that it does not know is ignored, as the specification says.
 pub fn refuse_unsupported(root: &Object<'_>) -> Result<(), Error> {
-    for (key, advice) in [
-        ("ipMasq", "leave masquerading to the agent or the node"),
-        ("promiscMode", "it duplicates frames; hairpin is always on"),
-        ("enabledad", "addresses are usable at once"),
-        ("disableContainerInterface", "leave it out"),
-        (
-            "portIsolation",
-            "ports are isolated whenever the node allows it",
-        ),
-    ] {
-        if root.boolean(key)? == Some(true) {
-            if key == "promiscMode" && root.boolean("hairpinMode")? == Some(true) {
-                return Err(Error::config(
-                    "hairpinMode and promiscMode exclude each other: leave out promiscMode",
-                ));
-            }
-            return Err(Error::unsupported(key, &Value::Bool(true), advice));
-        }
-    }
-    if root.boolean("isGateway")? == Some(false) {
-        let advice = "the bridge is always the pods' gateway";
-        return Err(Error::unsupported("isGateway", &Value::Bool(false), advice));
+    if root.boolean("ipMasq")? == Some(true) {
+        let advice = "leave masquerading to the agent or the node";
+        return Err(Error::unsupported("ipMasq", &Value::Bool(true), advice));
     }
     backend(root)?;
-    vlan(root)?;
-    match root.text("mode")? {
-        None | Some("routed-ports") => {}
-        Some(mode) => {
-            return Err(Error::unsupported(
-                "mode",
-                &mode.into(),
-                "use \"routed-ports\"",
-            ));
-        }
-    }
     let Some(runtime) = root.object("runtimeConfig")? else {
         return Ok(());
     };
@@ -86,120 +53,16 @@ fn backend(root: &Object<'_>) -> Result<(), Error> {
     }
 }
 
-fn vlan(root: &Object<'_>) -> Result<(), Error> {
-    if let Some(value) = root.value("vlan") {
-        match value.as_i64() {
-            Some(0) => {}
-            Some(1..=4094) => {
-                return Err(Error::unsupported("vlan", value, "use one bridge per VLAN"));
-            }
-            _ => {
-                return Err(Error::config(format!(
-                    "vlan: {value} is not between 0 and 4094"
-                )));
-            }
-        }
-    }
-    let trunk = root.array("vlanTrunk")?;
-    for (n, entry) in trunk.iter().enumerate() {
-        let entry = Object::at(format!("vlanTrunk[{n}]"), entry)?;
-        let id = |key: &str| match entry.number(key)? {
-            Some(id) if !(1..=4094).contains(&id) => Err(Error::config(format!(
-                "{}: {id} is not between 1 and 4094",
-                entry.path(key)
-            ))),
-            id => Ok(id),
-        };
-        id("id")?;
-        if let (Some(min), Some(max)) = (id("minID")?, id("maxID")?)
-            && min > max
-        {
-            let message = format!("vlanTrunk[{n}]: minID {min} is greater than maxID {max}");
-            return Err(Error::config(message));
-        }
-    }
-    match root.value("vlanTrunk").filter(|_| !trunk.is_empty()) {
-        Some(value) => Err(Error::unsupported(
-            "vlanTrunk",
-            value,
-            "use one bridge per VLAN",
-        )),
-        None => Ok(()),
+/// `args.cni`, where a configuration carries what a runtime's capabilities do not.
+pub fn cni_args<'a>(root: &Object<'a>) -> Result<Option<Object<'a>>, Error> {
+    match root.object("args")? {
+        Some(args) => args.object("cni"),
+        None => Ok(None),
     }
 }
 
-/// The `ipam` section, if it asks for the allocator in this process.
-pub fn in_process_ipam<'a>(root: &Object<'a>) -> Result<Object<'a>, Error> {
-    let Some(ipam) = root.object("ipam")?.filter(|ipam| !ipam.is_empty()) else {
-        let value = root.value("ipam").unwrap_or(&Value::Null);
-        let advice = "give it subnets; interfaces without addresses are not offered";
-        return Err(Error::unsupported("ipam", value, advice));
-    };
-    match ipam.text("type")? {
-        None | Some("trammel-ipam") => Ok(ipam),
-        Some(other) => {
-            let advice = "use \"trammel-ipam\", which reads host-local's files";
-            Err(Error::unsupported("ipam.type", &other.into(), advice))
-        }
-    }
-}
-
-/// The ranges: those of the runtime (`ipRanges`) first, then the old style of
-/// one subnet, then `ranges`.
-pub fn range_sets(ipam: &Object<'_>, runtime: Option<&Object<'_>>) -> Result<Vec<RangeSet>, Error> {
-    let mut sets = Vec::new();
-    if let Some(runtime) = runtime {
-        sets.extend(sets_at(runtime, "ipRanges")?);
-    }
-    if ipam.text("subnet")?.is_some() {
-        let range = range(ipam)?;
-        let set = RangeSet::new(vec![range]);
-        sets.push(set.map_err(|error| Error::config(format!("ipam: {error}")))?);
-    }
-    sets.extend(sets_at(ipam, "ranges")?);
-    if sets.is_empty() {
-        return Err(Error::config(
-            "ipam.ranges: no range is given: add [[{\"subnet\": \"10.88.0.0/24\"}]]",
-        ));
-    }
-    RangeSet::check_disjoint(&sets)
-        .map_err(|error| Error::config(format!("{}: {error}", ipam.path("ranges"))))?;
-    Ok(sets)
-}
-
-fn sets_at(object: &Object<'_>, key: &str) -> Result<Vec<RangeSet>, Error> {
-    let mut sets = Vec::new();
-    for (n, pools) in object.array(key)?.iter().enumerate() {
-        let path = format!("{}[{n}]", object.path(key));
-        let Value::Array(pools) = pools else {
-            let message = format!("{path}: expected an array of ranges, found {pools}");
-            return Err(Error::config(message));
-        };
-        let one = |(m, pool)| range(&Object::at(format!("{path}[{m}]"), pool)?);
-        let pools = pools
-            .iter()
-            .enumerate()
-            .map(one)
-            .collect::<Result<_, _>>()?;
-        let set = RangeSet::new(pools);
-        sets.push(set.map_err(|error| Error::config(format!("{path}: {error}")))?);
-    }
-    Ok(sets)
-}
-
-fn range(object: &Object<'_>) -> Result<Range, Error> {
-    let subnet = net(object, "subnet")?
-        .ok_or_else(|| Error::config(format!("{}: missing", object.path("subnet"))))?;
-    let spec = RangeSpec {
-        subnet,
-        start: object.address("rangeStart")?,
-        end: object.address("rangeEnd")?,
-        gateway: object.address("gateway")?,
-    };
-    Range::new(&spec).map_err(|error| Error::config(format!("{}: {error}", object.path("subnet"))))
-}
-
-fn net(object: &Object<'_>, key: &str) -> Result<Option<IpNet>, Error> {
+/// A subnet.
+pub fn net(object: &Object<'_>, key: &str) -> Result<Option<IpNet>, Error> {
     let Some(text) = object.text(key)? else {
         return Ok(None);
     };
@@ -209,14 +72,6 @@ fn net(object: &Object<'_>, key: &str) -> Result<Option<IpNet>, Error> {
             "{path}: {text:?} is not a subnet like 10.88.0.0/24"
         ))
     })
-}
-
-/// `ipam.routes`.
-pub fn routes(ipam: &Object<'_>) -> Result<Vec<Route>, Error> {
-    let entries = ipam.array("routes")?.iter().enumerate();
-    entries
-        .map(|(n, value)| route(&Object::at(format!("{}[{n}]", ipam.path("routes")), value)?))
-        .collect()
 }
 
 /// One route, of a configuration or of a result.
@@ -271,35 +126,9 @@ fn usable_mac(mac: MacAddr) -> Result<MacAddr, Error> {
     Ok(mac)
 }
 
-/// Requested addresses: of the runtime, the configuration and `CNI_ARGS`
-/// together, as in host-local. A prefix length is allowed and means nothing.
-pub fn requested(
-    runtime: Option<&Object<'_>>,
-    cni_args: Option<&Object<'_>>,
-    args: &ExtraArgs,
-) -> Result<Vec<IpAddr>, Error> {
-    let mut ips: Vec<IpAddr> = args.ip.into_iter().collect();
-    for object in [runtime, cni_args].into_iter().flatten() {
-        for text in object.texts("ips")? {
-            let address = text.split_once('/').map_or(text, |(address, _)| address);
-            let ip = address.parse().map_err(|_| {
-                Error::config(format!(
-                    "{}: {text:?} is not an IP address",
-                    object.path("ips")
-                ))
-            })?;
-            if !ips.contains(&ip) {
-                ips.push(ip);
-            }
-        }
-    }
-    Ok(ips)
-}
-
 /// Name resolution: the runtime's (`servers`, `searches`, `options`) before the
 /// configuration's `dns`.
 pub fn dns(root: &Object<'_>, runtime: Option<&Object<'_>>) -> Result<Dns, Error> {
-    let owned = |texts: Vec<&str>| texts.into_iter().map(str::to_owned).collect();
     if let Some(dns) = runtime
         .map(|runtime| runtime.object("dns"))
         .transpose()?
@@ -315,13 +144,22 @@ pub fn dns(root: &Object<'_>, runtime: Option<&Object<'_>>) -> Result<Dns, Error
             return Ok(dns);
         }
     }
-    let Some(dns) = root.object("dns")? else {
-        return Ok(Dns::default());
-    };
+    match root.object("dns")? {
+        Some(dns) => dns_of_result(&dns),
+        None => Ok(Dns::default()),
+    }
+}
+
+/// Name resolution in the form of results and configurations.
+pub fn dns_of_result(dns: &Object<'_>) -> Result<Dns, Error> {
     Ok(Dns {
         nameservers: owned(dns.texts("nameservers")?),
         domain: dns.text("domain")?.map(str::to_owned),
         search: owned(dns.texts("search")?),
         options: owned(dns.texts("options")?),
     })
+}
+
+fn owned(texts: Vec<&str>) -> Vec<String> {
+    texts.into_iter().map(str::to_owned).collect()
 }

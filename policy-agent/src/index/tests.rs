@@ -1,6 +1,6 @@
 use std::net::IpAddr;
 
-use dataplane::attachment::{Attachment, AttachmentKey, MacAddr, PodRef};
+use dataplane::attachment::{Attachment, AttachmentKey, MacAddr, Mode, PodRef};
 use proxy::model::ObjectKey;
 
 use super::{Index, Owner};
@@ -38,6 +38,7 @@ fn mk_attachment(container: &str, pod: Option<(&str, Option<&str>)>) -> Attachme
         host_ifname: key.host_ifname(),
         key,
         netns: "/run/netns/x".into(),
+        mode: Mode::RoutedPorts,
         bridge: Some("cbr0".into()),
         mac: MacAddr([0; 6]),
         ips: vec![ip()],

@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use dataplane::attachment::{Attachment, AttachmentKey, MacAddr};
+use dataplane::attachment::{Attachment, AttachmentKey, MacAddr, Mode};
 
 use super::read;
 
@@ -14,6 +14,7 @@ fn attachment(container: &str) -> Attachment {
         host_ifname: key.host_ifname(),
         key,
         netns: "/run/netns/x".into(),
+        mode: Mode::RoutedPorts,
         bridge: None,
         mac: MacAddr([0; 6]),
         ips: vec!["10.88.0.2".parse().expect("an address")],

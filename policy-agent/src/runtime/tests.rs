@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use dataplane::attachment::{MacAddr, PodRef};
+use dataplane::attachment::{MacAddr, Mode, PodRef};
 use dataplane::fake::Fake;
 use dataplane::kernel::{CommitError, KernelError, StaleFlow};
 use dataplane::object::{Ruleset, TableId};
@@ -202,6 +202,7 @@ fn attachment(number: usize) -> Attachment {
         host_ifname: key.host_ifname(),
         key,
         netns: "/run/netns/x".into(),
+        mode: Mode::RoutedPorts,
         bridge: Some("cbr0".into()),
         mac: MacAddr([0; 6]),
         ips: vec![format!("10.88.1.{number}").parse().expect("an address")],

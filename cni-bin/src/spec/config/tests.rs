@@ -1,6 +1,10 @@
+use std::net::IpAddr;
+
+use dataplane::attachment::Mode;
 use serde_json::json;
 
 use super::*;
+use crate::spec::result::Route;
 
 /// A configuration that works, with some keys replaced (`null`: removed).
 fn conf(changes: &Value) -> Value {
@@ -40,7 +44,8 @@ fn defaults() {
     );
     assert_eq!(document.policy, Policy::Automatic);
     let config = document.config(&ExtraArgs::default()).unwrap();
-    assert_eq!(config.ranges.len(), 2);
+    assert_eq!(config.pool.unwrap().ranges.len(), 2);
+    assert_eq!(config.port.mode, Mode::RoutedPorts);
     assert!(config.default_route.is_none() && !config.force_address);
     assert_eq!(
         (config.mtu, config.mac, config.dns),
@@ -91,9 +96,18 @@ fn unsupported_keys_are_refused_with_key_and_value() {
         (json!({"vlan": 7}), "vlan", "7"),
         (json!({"vlanTrunk": [{"id": 5}]}), "vlanTrunk", "5"),
         (json!({"ipMasqBackend": "pf"}), "ipMasqBackend", "pf"),
-        (json!({"mode": "l2"}), "mode", "l2"),
-        (json!({"ipam": {}}), "ipam", "{}"),
-        (json!({"ipam": {"type": "dhcp"}}), "ipam.type", "dhcp"),
+        (json!({"mode": "l3"}), "mode", "l3"),
+        (json!({"enabledad": true}), "enabledad", "true"),
+        (
+            json!({"uplinkInterface": "eth7"}),
+            "uplinkInterface",
+            "eth7",
+        ),
+        (
+            json!({"mode": "routed", "portIsolation": true}),
+            "portIsolation",
+            "true",
+        ),
         (json!({"portIsolation": true}), "portIsolation", "true"),
         (
             json!({"RuntimeConfig": {"PortMappings": [{"HostPort": 80}]}}),
@@ -130,6 +144,10 @@ fn default_values_of_unsupported_keys_and_unknown_keys_are_fine() {
 fn contradictions_and_impossible_values_are_refused() {
     for change in [
         json!({"hairpinMode": true, "promiscMode": true}),
+        json!({"mode": "routed", "ipam": {}}),
+        json!({"mode": "routed-ports", "ipam": null}),
+        json!({"disableContainerInterface": true}),
+        json!({"ipam": {"type": "../dhcp"}}),
         json!({"vlan": -1}),
         json!({"vlan": 4095}),
         json!({"vlanTrunk": [{"minID": 9, "maxID": 3}]}),
@@ -164,6 +182,40 @@ fn contradictions_and_impossible_values_are_refused() {
 }
 
 #[test]
+fn modes_have_their_own_keys() {
+    let port = |change: &Value| config(change).unwrap().port;
+    for (change, mode) in [
+        (json!({}), Mode::RoutedPorts),
+        (json!({"mode": "routed"}), Mode::Routed),
+        (json!({"mode": "l2"}), Mode::L2),
+        (json!({"ipam": {}}), Mode::L2),
+        (json!({"ipam": null}), Mode::L2),
+        (json!({"ipam": {"type": "dhcp"}}), Mode::RoutedPorts),
+    ] {
+        let port = port(&change);
+        assert_eq!(port.mode, mode, "{change}");
+        assert!(port.hairpin && port.is_gateway && !port.isolated && !port.down);
+    }
+    let l2 = port(&json!({
+        "mode": "l2", "isGateway": false, "hairpinMode": false, "portIsolation": true,
+    }));
+    assert!(!l2.hairpin && !l2.is_gateway && l2.isolated);
+    assert!(port(&json!({"ipam": {}, "disableContainerInterface": true})).down);
+    let gateway = json!({"mode": "l2", "isGateway": false, "isDefaultGateway": true});
+    assert!(port(&gateway).is_gateway, "the one includes the other");
+}
+
+#[test]
+fn who_gives_the_addresses_follows_from_the_type() {
+    let of = |ipam: Value| document(&json!({ "ipam": ipam })).unwrap().ipam;
+    assert_eq!(of(json!({"subnet": "10.0.0.0/24"})), Ipam::InProcess);
+    assert_eq!(of(json!({"type": "trammel-ipam"})), Ipam::InProcess);
+    assert_eq!(of(json!({})), Ipam::Nobody);
+    let plugin = of(json!({"type": "static", "dataDir": "not ours to judge"}));
+    assert_eq!(plugin, Ipam::Plugin("static".into()));
+}
+
+#[test]
 fn a_small_mtu_is_fine_without_ipv6() {
     let change = json!({"mtu": 576, "ipam": {"subnet": "10.0.0.0/24"}});
     assert_eq!(config(&change).unwrap().mtu, Some(576));
@@ -176,6 +228,8 @@ fn ranges_of_the_runtime_come_first_and_old_style_before_new() {
         "runtimeConfig": {"ipRanges": [[{"subnet": "10.3.0.0/24"}]]},
     });
     let sets: Vec<_> = config(&change)
+        .unwrap()
+        .pool
         .unwrap()
         .ranges
         .iter()
@@ -205,7 +259,7 @@ fn capitalised_capabilities_are_read() {
     let config = config(&change).unwrap();
     assert_eq!(config.mac, Some(MacAddr([0x0a, 0x58, 0x0a, 0x58, 0, 9])));
     let expected: [IpAddr; 2] = ["10.88.0.9".parse().unwrap(), "fd88::9".parse().unwrap()];
-    assert_eq!(config.requested, expected);
+    assert_eq!(config.pool.unwrap().requested, expected);
     assert_eq!(config.dns.nameservers, ["10.96.0.10"]);
     assert_eq!(config.dns.search, ["svc.cluster.local"]);
 }
@@ -224,7 +278,7 @@ fn a_mac_of_the_runtime_precedes_args_which_precede_cni_args() {
         "args": {"cni": {"mac": mac(2), "ips": ["10.88.0.2"]}},
     }));
     assert_eq!(both.mac.unwrap().0[5], 1);
-    assert_eq!(both.requested.len(), 3);
+    assert_eq!(both.pool.unwrap().requested.len(), 3);
     assert_eq!(
         of(&json!({"args": {"cni": {"mac": mac(2)}}}))
             .mac
@@ -240,7 +294,7 @@ fn route_attributes_are_kept() {
     let change = json!({"ipam": {"subnet": "10.0.0.0/24", "routes": [
         {"dst": "10.9.8.7/16", "gw": "10.0.0.1", "mtu": 1400, "advmss": 1300, "priority": 7, "table": 99, "scope": 0},
     ]}});
-    let routes = config(&change).unwrap().routes;
+    let routes = config(&change).unwrap().pool.unwrap().routes;
     let expected = Route {
         dst: "10.9.0.0/16".parse().unwrap(),
         gw: Some("10.0.0.1".parse().unwrap()),
@@ -304,5 +358,5 @@ fn the_shipped_conflist_is_a_valid_configuration() {
     let document = Document::from_value(conf).unwrap();
     assert_eq!(document.version, Version::NEWEST);
     let config = document.config(&ExtraArgs::default()).unwrap();
-    assert_eq!(config.ranges.len(), 2);
+    assert_eq!(config.pool.unwrap().ranges.len(), 2);
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use dataplane::attachment::{Attachment, AttachmentKey, MacAddr, PodRef};
+use dataplane::attachment::{Attachment, AttachmentKey, MacAddr, Mode, PodRef};
 use proxy::model::{
     EndpointSlice, ObjectKey, Protocol, Service, ServicePort, ServiceType, SliceEndpoint,
     SlicePort, TargetPort, TrafficPolicy,
@@ -179,6 +179,7 @@ pub(super) fn attachment(container: &str, pod: Option<&str>, addresses: &[&str])
         host_ifname: key.host_ifname(),
         key,
         netns: "/run/netns/x".into(),
+        mode: Mode::RoutedPorts,
         bridge: Some("cbr0".into()),
         mac: MacAddr::of_pod(&ips).expect("an address"),
         ips,

@@ -1,0 +1,259 @@
+//! The links: batches to the host's namespace and one to the pod's.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use dataplane::attachment::Mode;
+use ipnet::IpNet;
+use nix::errno::Errno;
+
+use super::made::Made;
+use super::{Endpoint, Plan};
+use crate::bridge::{self, QUERY_LENGTH, Wanted};
+use crate::link::{self, BridgePort, HostEnd, PodEnd, RoutedEnd};
+use crate::netlink::{Answers, Batch, Socket};
+use crate::spec::result::Interface;
+use crate::spec::{Code, Error};
+use crate::sysctl;
+
+impl Plan<'_> {
+    /// Makes the pair of links and sets both ends up. Returns the bridge as result and
+    /// kernel know it, where the mode has one.
+    pub(super) fn connect(
+        &self,
+        made: &mut Made<'_>,
+        host: &mut Socket,
+        endpoint: &Endpoint,
+    ) -> Result<Option<Interface>, Error> {
+        if self.config.port.mode == Mode::Routed {
+            self.connect_routed(made, host, endpoint)?;
+            return Ok(None);
+        }
+        let wanted = self.bridge(endpoint);
+        let index = wanted.ensure(host)?;
+        let port = BridgePort {
+            bridge: index,
+            hairpin: self.config.port.hairpin,
+            isolated: match self.config.port.mode {
+                Mode::L2 => self.config.port.isolated,
+                Mode::RoutedPorts | Mode::Routed => bridge::may_isolate(),
+            },
+        };
+        let mut batch = Batch::default();
+        wanted.push_query(&mut batch, index);
+        self.push_host_end(&mut batch, endpoint, Some(port));
+        // From inside the pod's namespace, because the index of the new link is
+        // then one cheap call away.
+        let visit = self.netns.enter(&self.home)?;
+        let mut pod = Socket::open()?;
+        let answers = host.run(batch)?;
+        let plan = self.check_bridge(made, &wanted, &answers)?;
+        let pod_index = self.pod_index()?;
+        self.pod_settings(endpoint)?;
+        visit.leave();
+        wanted.apply(host, &plan)?;
+        self.set_up_pod_end(&mut pod, pod_index, endpoint)?;
+        Ok(Some(Interface {
+            name: wanted.name.to_owned(),
+            mac: plan.link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+            mtu: Some(plan.link.mtu),
+            sandbox: None,
+        }))
+    }
+
+    /// One send more than with a bridge: the host's routes and addresses name their
+    /// link by its index, which the kernel chooses.
+    fn connect_routed(
+        &self,
+        made: &mut Made<'_>,
+        host: &mut Socket,
+        endpoint: &Endpoint,
+    ) -> Result<(), Error> {
+        let mut batch = Batch::default();
+        self.push_host_end(&mut batch, endpoint, None);
+        let visit = self.netns.enter(&self.home)?;
+        let mut pod = Socket::open()?;
+        let answers = host.run(batch)?;
+        self.note_link(made, &answers, 0)?;
+        let pod_index = self.pod_index()?;
+        self.pod_settings(endpoint)?;
+        visit.leave();
+
+        let attachment = &endpoint.attachment;
+        let name = attachment.host_ifname.as_str();
+        let index = link::index(name)
+            .ok_or_else(|| Error::new(Code::Kernel, format!("{name} has disappeared")))?;
+        self.host_settings(name, endpoint)?;
+        let mut batch = Batch::default();
+        let end = RoutedEnd {
+            index,
+            name,
+            pod_mac: attachment.mac,
+            ips: &attachment.ips,
+            gateways: &gateways(endpoint),
+        };
+        end.push_to(&mut batch);
+        host.run(batch)?.all_done()?;
+        self.set_up_pod_end(&mut pod, pod_index, endpoint)
+    }
+
+    fn bridge<'a>(&'a self, endpoint: &Endpoint) -> Wanted<'a> {
+        let gateways: Vec<IpNet> = match &self.config.pool {
+            _ if !self.config.port.is_gateway => Vec::new(),
+            // Those of pools that are not in use yet, too: they are one network.
+            Some(pool) => {
+                let ranges = pool.ranges.iter().flat_map(ipam::RangeSet::ranges);
+                ranges.map(ipam::Range::gateway_net).collect()
+            }
+            None => {
+                let net = |address: &super::Address| {
+                    IpNet::new(address.gateway?, address.net.prefix_len()).ok()
+                };
+                endpoint.addresses.iter().filter_map(net).collect()
+            }
+        };
+        Wanted::new(
+            &self.document.bridge,
+            self.config.port.mode,
+            gateways,
+            self.mtu,
+            self.config.force_address,
+        )
+    }
+
+    fn push_host_end(&self, batch: &mut Batch, endpoint: &Endpoint, port: Option<BridgePort>) {
+        let attachment = &endpoint.attachment;
+        let end = HostEnd {
+            name: &attachment.host_ifname,
+            port,
+            netns: &self.netns,
+            pod_name: &self.target.ifname,
+            pod_mac: attachment.mac,
+            mtu: self.mtu,
+            ips: &attachment.ips,
+        };
+        end.push_to(batch);
+    }
+
+    fn set_up_pod_end(
+        &self,
+        pod: &mut Socket,
+        index: u32,
+        endpoint: &Endpoint,
+    ) -> Result<(), Error> {
+        let attachment = &endpoint.attachment;
+        let nets: Vec<IpNet> = endpoint
+            .addresses
+            .iter()
+            .map(|address| self.on_link(address))
+            .collect();
+        let gateways = gateways(endpoint);
+        let mode = self.config.port.mode;
+        let end = PodEnd {
+            index,
+            name: &self.target.ifname,
+            mac: attachment.mac,
+            nets: &nets,
+            // In mode `l2` the subnet leads to them.
+            gateways: match mode {
+                Mode::L2 => &BTreeSet::new(),
+                Mode::RoutedPorts | Mode::Routed => &gateways,
+            },
+            gateway_mac: (mode == Mode::Routed).then(|| link::host_mac(&attachment.host_ifname)),
+            routes: &endpoint.routes,
+            up: !self.config.port.down,
+        };
+        let mut batch = Batch::default();
+        end.push_to(&mut batch);
+        Ok(pod.run(batch)?.all_done()?)
+    }
+
+    /// Reads the answers of the host's side, in order: what the bridge lacks, or
+    /// the first reason why there is no port.
+    fn check_bridge(
+        &self,
+        made: &mut Made<'_>,
+        wanted: &Wanted<'_>,
+        answers: &Answers,
+    ) -> Result<bridge::Plan, Error> {
+        made.link = answers.get(QUERY_LENGTH).outcome.is_ok();
+        let plan = wanted.plan(answers)?;
+        self.note_link(made, answers, QUERY_LENGTH)?;
+        Ok(plan)
+    }
+
+    /// Notes whether message number `create` made the pair of links. An error unless
+    /// the kernel carried out all messages.
+    fn note_link(
+        &self,
+        made: &mut Made<'_>,
+        answers: &Answers,
+        create: usize,
+    ) -> Result<(), Error> {
+        let create = answers.get(create);
+        made.link = create.outcome.is_ok();
+        match &create.outcome {
+            // Its name on the host was free a moment ago: it is the other one.
+            Err(refusal) if refusal.errno == Errno::EEXIST => {
+                let ifname = &self.target.ifname;
+                let message = format!("CNI_IFNAME: {ifname} exists already in {}", self.netns_path);
+                Err(Error::new(Code::Exists, message))
+            }
+            _ => Ok(answers.all_done()?),
+        }
+    }
+
+    /// The index of the pod's end, asked for inside its namespace.
+    fn pod_index(&self) -> Result<u32, Error> {
+        let ifname = self.target.ifname.as_str();
+        link::index(ifname).ok_or_else(|| {
+            let message = format!("{ifname} has disappeared from the pod");
+            Error::new(Code::Kernel, message)
+        })
+    }
+
+    /// Settings of the pod's end, made from inside its namespace. An interface that
+    /// gets no addresses is left to whoever gives it some.
+    fn pod_settings(&self, endpoint: &Endpoint) -> Result<(), Error> {
+        let ips = &endpoint.attachment.ips;
+        let ifname = self.target.ifname.as_str();
+        if ips.is_empty() {
+            return Ok(());
+        }
+        if ips.iter().any(IpAddr::is_ipv6) {
+            // Some runtimes turn IPv6 off in new namespaces.
+            sysctl::set("ipv6/conf/lo/disable_ipv6", "0")?;
+            sysctl::set(&format!("ipv6/conf/{ifname}/disable_ipv6"), "0")?;
+        }
+        // Its gateway does not advertise; whoever does is another pod.
+        sysctl::set_if_present(&format!("ipv6/conf/{ifname}/accept_ra"), "0")?;
+        // The host forwards to neighbours through the interface that a packet came in by
+        // and would tell the pod to send there directly, past the policies. IPv6 has no
+        // setting to keep it from saying so.
+        sysctl::set_if_present(&format!("ipv6/conf/{ifname}/accept_redirects"), "0")?;
+        Ok(())
+    }
+
+    /// Settings of the node and of a routed veth's end on it.
+    fn host_settings(&self, name: &str, endpoint: &Endpoint) -> Result<(), Error> {
+        let ips = &endpoint.attachment.ips;
+        if ips.iter().any(IpAddr::is_ipv4) {
+            sysctl::set("ipv4/ip_forward", "1")?;
+            // A pod that reaches itself through a Service must not be told of a shortcut.
+            sysctl::set("ipv4/conf/all/send_redirects", "0")?;
+            sysctl::set(&format!("ipv4/conf/{name}/send_redirects"), "0")?;
+        }
+        if ips.iter().any(IpAddr::is_ipv6) {
+            sysctl::set(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
+            sysctl::set("ipv6/conf/all/forwarding", "1")?;
+            // No pod is a router for its node.
+            sysctl::set_if_present(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
+        }
+        Ok(())
+    }
+}
+
+fn gateways(endpoint: &Endpoint) -> BTreeSet<IpAddr> {
+    let addresses = endpoint.addresses.iter();
+    addresses.filter_map(|address| address.gateway).collect()
+}

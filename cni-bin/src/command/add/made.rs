@@ -1,0 +1,92 @@
+//! What an ADD has made so far, and how to undo it.
+
+use std::net::IpAddr;
+
+use dataplane::attachment::AttachmentKey;
+use ipam::Store;
+
+use crate::attachment::Record;
+use crate::command::LOCK_TIMEOUT;
+use crate::command::leases::release;
+use crate::command::teardown::{remove_link, tell_agent};
+use crate::spec::{Document, Environment, Error};
+
+/// What exists of an attachment so far. Undone when dropped, unless released.
+pub(super) struct Made<'a> {
+    pub(super) document: &'a Document,
+    pub(super) environment: &'a Environment,
+    pub(super) key: AttachmentKey,
+    pub(super) leases: Leases,
+    pub(super) record: Option<Record>,
+    pub(super) told_agent: bool,
+    pub(super) link: bool,
+}
+
+/// Addresses that were given to us.
+pub(super) enum Leases {
+    /// None.
+    None,
+    /// These, by the allocator in this process.
+    InProcess(Vec<IpAddr>),
+    /// Some, or at least asked for, by the plugin that IPAM is delegated to.
+    Plugin,
+}
+
+impl Made<'_> {
+    /// Undoes what was made and nothing else: links and leases of the same
+    /// attachment that were there before are not ours to touch.
+    pub(super) fn undo(&mut self) -> Vec<String> {
+        let mut left = Vec::new();
+        let mut note = |outcome: Result<(), Error>| {
+            if let Err(error) = outcome {
+                left.push(format!("not undone: {error}"));
+            }
+        };
+        if std::mem::take(&mut self.link) {
+            note(
+                remove_link(&self.key.host_ifname())
+                    .map(drop)
+                    .map_err(Error::from),
+            );
+        }
+        match std::mem::replace(&mut self.leases, Leases::None) {
+            Leases::None => {}
+            Leases::InProcess(ips) => note(self.free(&ips)),
+            Leases::Plugin => {
+                note(release(self.document, self.environment, &self.key, None).map(drop));
+            }
+        }
+        if std::mem::take(&mut self.told_agent) {
+            note(tell_agent(self.document, &self.key));
+        }
+        if let Some(record) = self.record.take() {
+            note(record.remove().map_err(Error::from));
+        }
+        left
+    }
+
+    fn free(&self, ips: &[IpAddr]) -> Result<(), Error> {
+        let store = Store::new(&self.document.data_dir, &self.document.network);
+        if let Some(locked) = store.lock_existing(LOCK_TIMEOUT)? {
+            for &ip in ips {
+                locked.free(ip)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The attachment stays.
+    pub(super) fn release(&mut self) {
+        self.link = false;
+        self.told_agent = false;
+        self.leases = Leases::None;
+        self.record = None;
+    }
+}
+
+impl Drop for Made<'_> {
+    fn drop(&mut self) {
+        // Only a panic leaves anything to undo here; nobody is left to be told.
+        drop(self.undo());
+    }
+}

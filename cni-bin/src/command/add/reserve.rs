@@ -1,0 +1,230 @@
+//! Addresses and the record of them.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use dataplane::attachment::{Attachment, AttachmentKey, MacAddr, Mode, PodRef};
+use ipam::{Allocation, Claim, Store};
+use ipnet::IpNet;
+
+use super::made::{Leases, Made};
+use super::{Address, Endpoint, Plan};
+use crate::attachment::Records;
+use crate::command::leases::release;
+use crate::command::{LOCK_TIMEOUT, owner};
+use crate::delegate::Delegate;
+use crate::link;
+use crate::spec::result::{Dns, Route};
+use crate::spec::{Code, Error, Ipam, Pool};
+
+impl Plan<'_> {
+    /// Reserves the addresses and writes the record.
+    pub(super) fn reserve(
+        &self,
+        made: &mut Made<'_>,
+        pod: Option<PodRef>,
+    ) -> Result<Endpoint, Error> {
+        match (&self.document.ipam, &self.config.pool) {
+            (Ipam::Plugin(name), _) => self.ask_plugin(name, made, pod),
+            (_, Some(pool)) => self.claim(pool, made, pod),
+            (_, None) => {
+                let records = Records::beside(&self.document.agent_socket);
+                self.clear_remains(&made.key, &records)?;
+                let attachment = self.attachment(made, Vec::new(), pod);
+                made.record = Some(records.create(&attachment)?);
+                let (routes, dns) = (Vec::new(), self.config.dns.clone());
+                Ok(Endpoint {
+                    attachment,
+                    addresses: Vec::new(),
+                    routes,
+                    dns,
+                })
+            }
+        }
+    }
+
+    /// From the allocator in this process. Addresses and record come under one lock:
+    /// who holds it sees either both or what a dead request left of them.
+    fn claim(
+        &self,
+        pool: &Pool,
+        made: &mut Made<'_>,
+        pod: Option<PodRef>,
+    ) -> Result<Endpoint, Error> {
+        let dns = match &pool.resolv_conf {
+            Some(path) if self.config.dns == Dns::default() => resolv_conf(path)?,
+            _ => self.config.dns.clone(),
+        };
+        let store = Store::new(&self.document.data_dir, &self.document.network);
+        let locked = store.lock(LOCK_TIMEOUT)?;
+        let records = Records::beside(&self.document.agent_socket);
+        self.refuse_existing(&made.key)?;
+        if let Some(record) = records.open(&made.key, Duration::ZERO)? {
+            locked.free_all_of(&owner(&made.key))?;
+            record.remove()?;
+        }
+        let claim = Claim {
+            owner: &owner(&made.key),
+            sets: &pool.ranges,
+            requested: &pool.requested,
+            in_use: &|ip| in_use(&records, ip),
+        };
+        let allocations = claim.run(&locked)?;
+        let ips: Vec<IpAddr> = allocations.iter().map(|one| one.ip).collect();
+        made.leases = Leases::InProcess(ips.clone());
+        let attachment = self.attachment(made, ips, pod);
+        made.record = Some(records.create(&attachment)?);
+        let addresses: Vec<Address> = allocations.iter().map(Address::from).collect();
+        let routes = self.routes(&pool.routes, &addresses)?;
+        Ok(Endpoint {
+            attachment,
+            addresses,
+            routes,
+            dns,
+        })
+    }
+
+    /// From a plugin, which has locks of its own. The record comes first, without
+    /// addresses: it says that there may be some to give back.
+    fn ask_plugin(
+        &self,
+        name: &str,
+        made: &mut Made<'_>,
+        pod: Option<PodRef>,
+    ) -> Result<Endpoint, Error> {
+        let records = Records::beside(&self.document.agent_socket);
+        self.clear_remains(&made.key, &records)?;
+        let unaddressed = self.attachment(made, Vec::new(), pod.clone());
+        made.record = Some(records.create(&unaddressed)?);
+        made.leases = Leases::Plugin;
+        let answer = Delegate::new(name, self.document, self.environment).add()?;
+        let addresses = answer.addresses.into_iter();
+        let addresses: Vec<Address> = addresses
+            .map(|(net, gateway)| Address { net, gateway })
+            .collect();
+        let without = addresses.iter().find(|address| address.gateway.is_none());
+        if let (Some(address), true) = (without, self.config.port.mode != Mode::L2) {
+            let mode = self.config.port.mode.as_str();
+            return Err(Error::config(format!(
+                "ipam.type: {name} gave no gateway for {}, which mode {mode:?} needs: \
+                 configure one, or use mode \"l2\"",
+                address.net
+            )));
+        }
+        let ips = addresses.iter().map(|address| address.net.addr()).collect();
+        let attachment = self.attachment(made, ips, pod);
+        made.record = Some(records.create(&attachment)?);
+        let routes = self.routes(&answer.routes, &addresses)?;
+        let dns = match &self.config.dns {
+            dns if *dns == Dns::default() => answer.dns,
+            dns => dns.clone(),
+        };
+        Ok(Endpoint {
+            attachment,
+            addresses,
+            routes,
+            dns,
+        })
+    }
+
+    fn attachment(&self, made: &Made<'_>, ips: Vec<IpAddr>, pod: Option<PodRef>) -> Attachment {
+        let mode = self.config.port.mode;
+        let host_ifname = made.key.host_ifname();
+        let mac = self.config.mac.or_else(|| MacAddr::of_pod(&ips));
+        Attachment {
+            mac: mac.unwrap_or_else(|| link::pod_mac(&host_ifname)),
+            host_ifname,
+            key: made.key.clone(),
+            netns: self.netns_path.to_owned(),
+            mode,
+            bridge: (mode != Mode::Routed).then(|| self.document.bridge.clone()),
+            ips,
+            pod,
+            port_mappings: Vec::new(),
+            masquerade_beyond: Vec::new(),
+            bandwidth: None,
+        }
+    }
+
+    /// An attachment of the same name is refused if it is alive.
+    fn refuse_existing(&self, key: &AttachmentKey) -> Result<(), Error> {
+        if link::index(&key.host_ifname()).is_some() {
+            let message = format!("attachment {key} exists already: DEL it first");
+            return Err(Error::new(Code::Exists, message));
+        }
+        Ok(())
+    }
+
+    /// As [`refuse_existing`](Self::refuse_existing); what a killed ADD or a lost
+    /// namespace left is cleared away.
+    fn clear_remains(&self, key: &AttachmentKey, records: &Records) -> Result<(), Error> {
+        self.refuse_existing(key)?;
+        if let Some(record) = records.open(key, Duration::ZERO)? {
+            release(self.document, self.environment, key, None)?;
+            record.remove()?;
+        }
+        Ok(())
+    }
+
+    /// The pod's routes, each with its next hop.
+    fn routes(&self, given: &[Route], addresses: &[Address]) -> Result<Vec<Route>, Error> {
+        let gateway = |ipv4: bool| super::gateway(addresses, ipv4);
+        let is_ipv4 = |route: &Route| matches!(route.dst, IpNet::V4(_));
+        let mut routes = Vec::new();
+        for route in given {
+            let gw = route.gw.or_else(|| gateway(is_ipv4(route)));
+            if gw.is_none() && self.config.port.mode != Mode::L2 {
+                return Err(Error::config(format!(
+                    "ipam.routes: {}: no range of that family gives a gateway",
+                    route.dst
+                )));
+            }
+            routes.push(Route {
+                gw,
+                ..route.clone()
+            });
+        }
+        for (ipv4, dst) in [(true, "0.0.0.0/0"), (false, "::/0")] {
+            let dst: IpNet = dst.parse().expect("the literals are prefixes");
+            let given = match self.config.default_route {
+                Some(false) => continue,
+                Some(true) => routes.iter().any(|route| route.dst == dst),
+                None => routes.iter().any(|route| is_ipv4(route) == ipv4),
+            };
+            if let (false, Some(gw)) = (given, gateway(ipv4)) {
+                routes.push(Route::via(dst, gw));
+            }
+        }
+        Ok(routes)
+    }
+}
+
+impl From<&Allocation> for Address {
+    fn from(allocation: &Allocation) -> Self {
+        let length = allocation.range.subnet().prefix_len();
+        Self {
+            net: IpNet::new(allocation.ip, length).expect("the subnet is of the same family"),
+            gateway: Some(allocation.range.gateway()),
+        }
+    }
+}
+
+/// Whether a pod of ours has the address: the question about a lease that does
+/// not say so itself. If the records cannot be read, it has.
+fn in_use(records: &Records, ip: IpAddr) -> bool {
+    let holds = |attachment: &Attachment| {
+        attachment.ips.contains(&ip) && link::index(&attachment.host_ifname).is_some()
+    };
+    records.list().map_or(true, |all| all.iter().any(holds))
+}
+
+/// Name resolution out of a file.
+pub(crate) fn resolv_conf(path: &Path) -> Result<Dns, Error> {
+    let text = fs::read_to_string(path).map_err(|error| {
+        let message = format!("ipam.resolvConf: cannot read {}: {error}", path.display());
+        Error::new(Code::Io, message)
+    })?;
+    Ok(Dns::from_resolv_conf(&text))
+}
