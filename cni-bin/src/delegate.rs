@@ -21,11 +21,11 @@ use crate::spec::{Code, Document, Environment, Error, Verb};
 const UNKNOWN: u32 = 999;
 
 /// The plugin.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Delegate<'a> {
     name: &'a str,
+    program: PathBuf,
     document: &'a Document,
-    environment: &'a Environment,
 }
 
 /// What it answered to ADD.
@@ -41,12 +41,19 @@ pub struct Answer {
 
 impl<'a> Delegate<'a> {
     /// The plugin of this name.
-    pub fn new(name: &'a str, document: &'a Document, environment: &'a Environment) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// Where `CNI_PATH` does not lead to it.
+    pub fn find(
+        name: &'a str,
+        document: &'a Document,
+        environment: &'a Environment,
+    ) -> Result<Self, Error> {
+        Ok(Self {
             name,
+            program: find(name, environment)?,
             document,
-            environment,
-        }
+        })
     }
 
     /// ADD, for the attachment that our own environment names.
@@ -76,7 +83,7 @@ impl<'a> Delegate<'a> {
         verb: Verb,
         attachment: Option<(&AttachmentKey, Option<&str>)>,
     ) -> Result<Vec<u8>, Error> {
-        let program = self.find()?;
+        let program = &self.program;
         let io = |action: &str, error: std::io::Error| {
             let program = program.display();
             Error::new(
@@ -84,7 +91,7 @@ impl<'a> Delegate<'a> {
                 format!("ipam.type: cannot {action} {program}: {error}"),
             )
         };
-        let mut command = Command::new(&program);
+        let mut command = Command::new(program);
         command
             .env("CNI_COMMAND", verb.to_string())
             .stdin(Stdio::piped())
@@ -112,26 +119,6 @@ impl<'a> Delegate<'a> {
         } else {
             Err(self.failure(&output.stdout, &output.status.to_string()))
         }
-    }
-
-    /// The executable file in the first folder of `CNI_PATH` that has one.
-    fn find(&self) -> Result<PathBuf, Error> {
-        let name = self.name;
-        let Some(path) = self.environment.get("CNI_PATH") else {
-            let message = format!("CNI_PATH: missing; ipam.type {name:?} is looked for there");
-            return Err(Error::new(Code::InvalidEnvironment, message));
-        };
-        let is_executable = |file: &PathBuf| {
-            fs::metadata(file)
-                .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
-        };
-        let folders = path.split(':').filter(|folder| !folder.is_empty());
-        let mut files = folders.map(|folder| Path::new(folder).join(name));
-        files.find(is_executable).ok_or_else(|| {
-            Error::config(format!(
-                "ipam.type: there is no plugin {name:?} in CNI_PATH ({path}): install it there"
-            ))
-        })
     }
 
     /// The plugin's own error, with its code.
@@ -194,6 +181,25 @@ impl Answer {
         }
         Ok(answer)
     }
+}
+
+/// The executable file in the first folder of `CNI_PATH` that has one.
+fn find(name: &str, environment: &Environment) -> Result<PathBuf, Error> {
+    let Some(path) = environment.get("CNI_PATH") else {
+        let message = format!("CNI_PATH: missing; ipam.type {name:?} is looked for there");
+        return Err(Error::new(Code::InvalidEnvironment, message));
+    };
+    let is_executable = |file: &PathBuf| {
+        fs::metadata(file)
+            .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    };
+    let folders = path.split(':').filter(|folder| !folder.is_empty());
+    let mut files = folders.map(|folder| Path::new(folder).join(name));
+    files.find(is_executable).ok_or_else(|| {
+        Error::config(format!(
+            "ipam.type: there is no plugin {name:?} in CNI_PATH ({path}): install it there"
+        ))
+    })
 }
 
 #[cfg(test)]

@@ -47,7 +47,7 @@ pub fn check(document: &Document, environment: &Environment, target: &Target) ->
     let mut differences = match &document.ipam {
         Ipam::InProcess => leases(document, &key, attachment)?,
         Ipam::Plugin(name) => {
-            Delegate::new(name, document, environment).forward(Verb::Check)?;
+            Delegate::find(name, document, environment)?.forward(Verb::Check)?;
             Vec::new()
         }
         Ipam::Nobody => Vec::new(),

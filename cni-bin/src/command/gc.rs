@@ -33,7 +33,8 @@ pub fn gc(document: &Document, environment: &Environment) -> Result<(), Error> {
     }
     let leases = match &document.ipam {
         Ipam::InProcess => free_unlisted(document, &records, &valid),
-        Ipam::Plugin(name) => Delegate::new(name, document, environment).forward(Verb::Gc),
+        Ipam::Plugin(name) => Delegate::find(name, document, environment)
+            .and_then(|delegate| delegate.forward(Verb::Gc)),
         Ipam::Nobody => Ok(()),
     };
     errors.extend(leases.err());

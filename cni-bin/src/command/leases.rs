@@ -19,7 +19,7 @@ pub fn release(
 ) -> Result<Vec<IpAddr>, Error> {
     match &document.ipam {
         Ipam::Plugin(name) => {
-            Delegate::new(name, document, environment).del(key, netns)?;
+            Delegate::find(name, document, environment)?.del(key, netns)?;
             Ok(Vec::new())
         }
         // Also where the section is gone: it may have been there when ADD ran.

@@ -34,7 +34,7 @@ pub fn status(document: &Document, environment: &Environment) -> Result<(), Erro
                     .map_err(|error| not_available(&error))?,
             );
         }
-        Ipam::Plugin(name) => Delegate::new(name, document, environment).forward(Verb::Status)?,
+        Ipam::Plugin(name) => Delegate::find(name, document, environment)?.forward(Verb::Status)?,
         Ipam::Nobody => {}
     }
     let agent = Agent::connect(&document.agent_socket, document.policy);

@@ -98,8 +98,9 @@ impl Plan<'_> {
         self.clear_remains(&made.key, &records)?;
         let unaddressed = self.attachment(made, Vec::new(), pod.clone());
         made.record = Some(records.create(&unaddressed)?);
+        let delegate = Delegate::find(name, self.document, self.environment)?;
         made.leases = Leases::Plugin;
-        let answer = Delegate::new(name, self.document, self.environment).add()?;
+        let answer = delegate.add()?;
         let addresses = answer.addresses.into_iter();
         let addresses: Vec<Address> = addresses
             .map(|(net, gateway)| Address { net, gateway })
