@@ -278,6 +278,7 @@ fn slice(number: u32, version: u32) -> EndpointSlice {
             port: 8080,
         }],
         endpoints: (0..ENDPOINTS).map(endpoint).collect(),
+        triggered: None,
     }
 }
 

@@ -1,29 +1,39 @@
 //! Wiring: sources, owner, socket, HTTP server. Everything that runs is joined, and the end
 //! of any of them ends the agent with a reason. The tables stay as they are.
 
+use std::future::IntoFuture;
 use std::sync::mpsc::Sender;
+use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use dataplane::attachment::records_dir;
 use dataplane::kernel::Kernel;
 use dataplane::netlink::Nftables;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::addresses::AddressWatch;
 use crate::admin::Socket;
 use crate::args::Run;
 use crate::config::Config;
+use crate::config::services::ServiceConfig;
+use crate::conntrack;
 use crate::health::Health;
+use crate::http;
 use crate::owner::{Owner, Settings};
 use crate::records;
-use crate::runtime::{self, Mail};
+use crate::runtime::{self, Mail, Periods};
 use crate::source::kubernetes::{self, Access, Watches};
 use crate::source::manifests::ManifestDir;
 use crate::source::manifests::watch::{ManifestWatch, POLL_INTERVAL};
 
 /// Events between the watches and the owner; more than that delays the watches.
 const EVENTS: usize = 1024;
+
+/// How often connection tracking is looked at.
+const CONNTRACK: Duration = Duration::from_secs(5);
 
 /// Runs the agent until a signal ends it.
 ///
@@ -39,6 +49,11 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
         .as_ref()
         .map(ManifestDir::open)
         .transpose()?;
+    let services = arguments.services.over(config.services.clone());
+    if let Some(problem) = services.problem() {
+        bail!("{problem}");
+    }
+    conntrack::configure(&services.conntrack);
     let mut owner = Owner::new(
         Settings {
             node: arguments.node_name.clone(),
@@ -58,10 +73,24 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
         for attachment in records::read(&records_dir(&arguments.socket)) {
             owner.attach(attachment);
         }
-        let health = Health::new();
-        let (mail, thread) = runtime::start(owner, manifests, health.clone())
+        owner.configure_services(&services);
+        let addresses = AddressWatch::open()
+            .await
+            .context("cannot list the node's addresses")?;
+        owner.set_host_addresses(addresses.addresses().clone());
+        let health = Health::with_sync_period(services.sync_period);
+        let periods = Periods {
+            retry: services.sync_period,
+            pause: services.min_sync_period,
+        };
+        let (mail, thread) = runtime::start(owner, manifests, health.clone(), periods)
             .context("cannot start the owner's thread")?;
-        let result = serve(arguments, socket, health, &mail).await;
+        let news = mail.clone();
+        let follow = addresses.follow(move |now| news.send(Mail::HostAddresses(now)).is_ok());
+        let result = tokio::select! {
+            result = serve(arguments, &services, socket, health, &mail) => result,
+            () = follow => Err(anyhow!("the kernel tells no more of the node's addresses")),
+        };
         // The thread may have ended, which is then the error.
         drop(mail.send(Mail::Stop));
         if thread.join().is_err() {
@@ -73,6 +102,7 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
 
 async fn serve(
     arguments: &Run,
+    services: &ServiceConfig,
     socket: Socket,
     health: Health,
     mail: &Sender<Mail>,
@@ -89,21 +119,23 @@ async fn serve(
         start_watches(arguments, mail, &tasks, &cancel).await?;
     }
 
-    let http = match arguments.listen {
-        Some(address) => {
-            let listener = tokio::net::TcpListener::bind(address)
-                .await
-                .with_context(|| format!("cannot listen on {address}: give another --listen"))?;
-            Some(axum::serve(listener, crate::http::router(health.clone())))
-        }
-        None => None,
-    };
-    let http = async {
-        match http {
-            Some(server) => server.await.context("the HTTP server has ended"),
-            None => std::future::pending().await,
-        }
-    };
+    let mut servers = JoinSet::new();
+    if let Some(address) = arguments.listen {
+        let listener = tokio::net::TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address}: give another --listen"))?;
+        let server = axum::serve(listener, http::router(health.clone()));
+        servers.spawn(server.into_future());
+    }
+    if let Some(address) = services.healthz_bind_address {
+        let router = http::healthz_router(health.clone());
+        servers.spawn(http::serve_when_free(address, router));
+    }
+    if let Some(address) = services.metrics_bind_address {
+        let router = http::metrics_router(health.clone());
+        servers.spawn(http::serve_when_free(address, router));
+    }
+    servers.spawn(watch_conntrack(health.clone()));
 
     tracing::info!(node = arguments.node_name, socket = %arguments.socket.display(), "running");
     let mut terminate = signal(SignalKind::terminate())?;
@@ -111,7 +143,10 @@ async fn serve(
     let result = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-        result = http => result,
+        Some(result) = servers.join_next() => match result {
+            Ok(result) => result.context("an HTTP server has ended"),
+            Err(error) => Err(error).context("a server has ended"),
+        },
         () = socket.serve(mail.clone(), health.clone()) => bail!("the socket has ended"),
         () = owner_ended(mail) => bail!("the owner's thread has ended"),
     };
@@ -120,6 +155,31 @@ async fn serve(
     tasks.close();
     tasks.wait().await;
     result
+}
+
+/// Tells how full connection tracking is, and warns when it is nearly full or has dropped
+/// packets: connections fail then, whatever the rules say.
+async fn watch_conntrack(health: Health) -> std::io::Result<()> {
+    let mut was_full = false;
+    let mut drops = None;
+    loop {
+        if let Some(now) = conntrack::usage() {
+            health.conntrack(now);
+            let is_full = now.entries >= now.limit - now.limit / 10
+                || drops.is_some_and(|before| now.drops > before);
+            if is_full && !was_full {
+                tracing::warn!(
+                    entries = now.entries,
+                    limit = now.limit,
+                    drops = now.drops,
+                    "connection tracking is full, new connections fail: raise nf_conntrack_max"
+                );
+            }
+            was_full = is_full;
+            drops = Some(now.drops);
+        }
+        tokio::time::sleep(CONNTRACK).await;
+    }
 }
 
 /// Watches the API server and hands its events to the owner.
@@ -151,7 +211,7 @@ async fn start_watches(
 /// Ends when nobody reads the owner's mailbox any more, which a panic would cause.
 async fn owner_ended(mail: &Sender<Mail>) {
     loop {
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
         if mail.send(Mail::Ping).is_err() {
             return;
         }

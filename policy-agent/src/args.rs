@@ -1,11 +1,15 @@
 //! The command line.
 
+pub mod services;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dataplane::attachment::DEFAULT_SOCKET;
+
+use services::ServiceFlags;
 
 /// NetworkPolicy and Services of a node, on one nftables table.
 #[derive(Parser, Debug)]
@@ -20,7 +24,7 @@ pub struct Arguments {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Run the agent in the network namespace that it is started in.
-    Run(Run),
+    Run(Box<Run>),
     /// Wait until everything that is visible now is in the kernel.
     Wait {
         /// How long to wait: 500ms, 10s, 2m.
@@ -64,6 +68,9 @@ pub struct Run {
     /// Address for /healthz, /livez, /readyz, /metrics and /proxyMode; none by default.
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<SocketAddr>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would show it as help")]
+    pub services: ServiceFlags,
 }
 
 /// How to reach the agent, and how to print.
@@ -86,8 +93,8 @@ pub enum Output {
     Json,
 }
 
-/// `500ms`, `10s`, `2m`; a bare number is seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+/// `500ms`, `10s`, `2m`, `24h`; a bare number is seconds.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let number: u64 = digits
         .parse()
@@ -96,8 +103,9 @@ fn duration(text: &str) -> Result<Duration, String> {
         "ms" => Ok(Duration::from_millis(number)),
         "s" | "" => Ok(Duration::from_secs(number)),
         "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
+        "h" => Ok(Duration::from_secs(number.saturating_mul(3600))),
         unit => Err(format!(
-            "unit {unit:?} of {text:?} is unknown: use ms, s or m"
+            "unit {unit:?} of {text:?} is unknown: use ms, s, m or h"
         )),
     }
 }

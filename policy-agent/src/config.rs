@@ -1,8 +1,12 @@
 //! The file of `--config`.
 
+pub mod services;
+
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+
+use services::ServiceConfig;
 
 /// Settings that few need to change. All have defaults.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
@@ -13,6 +17,8 @@ pub struct Config {
     pub bridges: Vec<String>,
     /// Format of the log on standard error.
     pub log_format: LogFormat,
+    /// The Service proxy.
+    pub services: ServiceConfig,
 }
 
 /// Format of the log.
@@ -31,6 +37,7 @@ impl Default for Config {
         Self {
             bridges: vec!["cbr0".into()],
             log_format: LogFormat::Text,
+            services: ServiceConfig::default(),
         }
     }
 }
@@ -68,6 +75,9 @@ impl Config {
                 "bridges: {name:?} is no interface name, which has 1 to 15 bytes"
             )));
         }
+        if let Some(problem) = config.services.problem() {
+            return Err(error(format!("services.{problem}")));
+        }
         Ok(config)
     }
 }
@@ -99,5 +109,69 @@ mod tests {
             error.to_string().contains("a-name-that-is-too-long"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn services_are_set_as_kube_proxy_is() {
+        let config = read(
+            "services:
+              clusterCIDRs: [10.244.1.2/16, 'fd00:244::/48']
+              nodePortAddresses: [primary, localhost, 192.0.2.7]
+              masqueradeAll: true
+              externalIPRanges: []
+              syncPeriod: 10s
+              minSyncPeriod: 1
+              conntrack: {maxPerCore: 0, tcpCloseWaitTimeout: 2h}
+              healthzBindAddress: '[::]:10256'",
+        );
+        let services = config.expect("fine").services;
+        let texts: Vec<_> = services
+            .cluster_cidrs
+            .iter()
+            .map(|n| n.to_string())
+            .collect();
+        assert_eq!(texts, ["10.244.0.0/16", "fd00:244::/48"]);
+        let addresses = services.node_port_addresses.iter();
+        let addresses: Vec<_> = addresses.map(ToString::to_string).collect();
+        assert_eq!(addresses, ["primary", "localhost", "192.0.2.7/32"]);
+        assert_eq!(services.external_ip_ranges, Some(Vec::new()));
+        assert_eq!(services.load_balancer_ip_ranges, None);
+        assert_eq!(services.min_sync_period.as_secs(), 1);
+        assert_eq!(services.conntrack.max_per_core, 0);
+        assert_eq!(services.conntrack.min, 131_072);
+        assert_eq!(services.conntrack.tcp_close_wait_timeout.as_secs(), 7200);
+        assert!(services.masquerade_all && services.healthz_bind_address.is_some());
+    }
+
+    #[test]
+    fn a_setting_of_services_that_cannot_be_is_named() {
+        for (text, parts) in [
+            ("services: {clusterCIDR: []}", ["clusterCIDR", "unknown"]),
+            (
+                "services: {clusterCIDRs: [10.0.0.0/33]}",
+                ["10.0.0.0/33", "prefix"],
+            ),
+            ("services: {nodePortAddresses: [eth0]}", ["eth0", "primary"]),
+            ("services: {syncPeriod: 3w}", ["3w", "use ms, s, m or h"]),
+            ("services: {syncPeriod: 0s}", ["services.syncPeriod", "0"]),
+            (
+                "services: {minSyncPeriod: 1m}",
+                ["services.minSyncPeriod", "60s"],
+            ),
+            (
+                "services: {conntrack: {maxPerCPU: 1}}",
+                ["maxPerCPU", "unknown"],
+            ),
+            (
+                "services: {healthzBindAddress: 10256}",
+                ["healthzBindAddress", ""],
+            ),
+        ] {
+            let error = read(text).expect_err(text).to_string();
+            assert!(
+                parts.iter().all(|part| error.contains(part)),
+                "{text}: {error}"
+            );
+        }
     }
 }

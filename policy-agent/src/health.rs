@@ -3,52 +3,32 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::registry::{Registry, Unit};
+use k8s_openapi::jiff::Timestamp;
+use serde_json::{Value, json};
 
-use crate::owner::Summary;
+use crate::metrics::{ConntrackUse, HealthPath, Metrics};
+use crate::owner::{Observations, Summary};
 
 /// The owner publishes at least every half second; a commit takes less than a second.
 const STUCK: Duration = Duration::from_secs(30);
-/// Syncs may fail this long before the node counts as unhealthy (kube-proxy: twice its sync
-/// period).
-const FAILING: Duration = Duration::from_secs(60);
+/// `syncPeriod` where nobody has set another.
+const SYNC_PERIOD: Duration = Duration::from_secs(30);
 
 /// Shared by the owner's thread and the HTTP server.
 #[derive(Clone)]
-pub struct Health(Arc<Inner>);
-
-struct Inner {
-    state: Mutex<State>,
-    metrics: Metrics,
-}
+pub struct Health(Arc<Mutex<State>>);
 
 struct State {
     heartbeat: Instant,
     ready: bool,
     error: Option<String>,
-    failing_since: Option<Instant>,
-    /// Counters of the owner that were added to the metrics already.
-    failures: u64,
-    repairs: u64,
-}
-
-struct Metrics {
-    registry: Registry,
-    sync_duration: Histogram,
-    syncs: Counter,
-    sync_failures: Counter,
-    repairs: Counter,
-    services: Gauge,
-    policies: Gauge,
-    pods: Gauge,
-    unprogrammed: Gauge,
-    bound_addresses: Gauge,
-    policy_groups: Gauge,
-    policy_generation: Gauge,
-    unusable: Gauge,
+    /// Since when something has not been in the kernel that should be.
+    pending_since: Option<Instant>,
+    /// How long that may take.
+    patience: Duration,
+    last_sync: Option<Timestamp>,
+    eligible: bool,
+    metrics: Metrics,
 }
 
 impl Default for Health {
@@ -60,17 +40,22 @@ impl Default for Health {
 impl Health {
     /// Alive, not ready.
     pub fn new() -> Self {
-        Self(Arc::new(Inner {
-            state: Mutex::new(State {
-                heartbeat: Instant::now(),
-                ready: false,
-                error: None,
-                failing_since: None,
-                failures: 0,
-                repairs: 0,
-            }),
+        Self::with_sync_period(SYNC_PERIOD)
+    }
+
+    /// Alive, not ready. A change that has waited for twice the period is unhealthy, as
+    /// kube-proxy has it.
+    pub fn with_sync_period(period: Duration) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            heartbeat: Instant::now(),
+            ready: false,
+            error: None,
+            pending_since: None,
+            patience: period.saturating_mul(2),
+            last_sync: None,
+            eligible: true,
             metrics: Metrics::new(),
-        }))
+        })))
     }
 
     /// Takes the owner's state; a sign of life.
@@ -79,125 +64,117 @@ impl Health {
         state.heartbeat = Instant::now();
         state.ready = summary.last_sync.is_some();
         state.error.clone_from(&summary.error);
-        state.failing_since = match (&summary.error, state.failing_since) {
-            (None, _) => None,
-            (Some(_), since) => since.or(Some(Instant::now())),
+        state.pending_since = match (summary.synced, state.pending_since) {
+            (true, _) => None,
+            (false, since) => since.or(Some(Instant::now())),
         };
-        let metrics = &self.0.metrics;
-        metrics
-            .sync_failures
-            .inc_by(summary.failures - state.failures);
-        metrics.repairs.inc_by(summary.repairs - state.repairs);
-        state.failures = summary.failures;
-        state.repairs = summary.repairs;
-
-        for (gauge, value) in [
-            (&metrics.services, summary.services),
-            (&metrics.policies, summary.policies),
-            (&metrics.pods, summary.pods),
-            (&metrics.unprogrammed, summary.unprogrammed),
-            (&metrics.bound_addresses, summary.policy.bound_addresses),
-            (&metrics.policy_groups, summary.policy.groups),
-            (&metrics.policy_generation, summary.policy_generation.into()),
-            (&metrics.unusable, summary.unusable),
-        ] {
-            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-        }
+        state.eligible = summary.service_proxy.node_eligible;
+        state.metrics.publish(summary);
     }
 
-    /// Counts a successful sync.
-    pub(crate) fn synced(&self, summary: &Summary) {
-        self.0.metrics.syncs.inc();
-        self.0
-            .metrics
-            .sync_duration
-            .observe(summary.last_sync_seconds);
+    /// Counts a successful sync. What waits from now on has come since.
+    pub(crate) fn synced(&self, summary: &Summary, observations: &Observations) {
+        let mut state = self.state();
+        state.pending_since = None;
+        state.last_sync = Some(Timestamp::now());
+        state.metrics.synced(summary, observations);
+    }
+
+    /// A change has come that a sync will write.
+    pub(crate) fn queued(&self) {
+        let now = Timestamp::now().as_millisecond();
+        #[expect(clippy::cast_precision_loss, reason = "exact for 285,000 years")]
+        self.state().metrics.queued(now as f64 / 1e3);
+    }
+
+    /// Takes the state of connection tracking.
+    pub(crate) fn conntrack(&self, now: ConntrackUse) {
+        self.state().metrics.conntrack(now);
     }
 
     /// `None`: the owner's thread lives. Else what is wrong.
     pub fn not_alive(&self) -> Option<String> {
-        let silent = self.state().heartbeat.elapsed();
-        (silent > STUCK).then(|| format!("the owner has been silent for {} s", silent.as_secs()))
+        self.state().not_alive()
     }
 
     /// `None`: alive, and the kernel holds the desired state or will soon.
     pub fn not_healthy(&self) -> Option<String> {
-        let failing = self
-            .state()
-            .failing_since
-            .is_some_and(|at| at.elapsed() > FAILING);
-        let error = || self.state().error.clone().unwrap_or_default();
-        self.not_alive().or_else(|| failing.then(error))
+        self.state().not_healthy()
     }
 
     /// `None`: healthy, and the first sync is done: pods can start on this node.
     pub fn not_ready(&self) -> Option<String> {
-        let ready = self.state().ready;
+        let state = self.state();
         let waiting = || "the first sync is not done".to_owned();
-        self.not_healthy().or_else(|| (!ready).then(waiting))
+        state.not_healthy().or_else(|| (!state.ready).then(waiting))
+    }
+
+    /// The answer to `/healthz`: whether load balancers may send new connections to this
+    /// node. They may not while it is being removed (KEP-3836).
+    pub(crate) fn healthz(&self) -> (bool, Value) {
+        let state = self.state();
+        let wrong = state.not_healthy();
+        let leaving = || "the node is being removed".to_owned();
+        let wrong = wrong.or_else(|| (!state.eligible).then(leaving));
+        state.answer(HealthPath::Healthz, wrong)
+    }
+
+    /// The answer to `/livez`: whether a restart would not help.
+    pub(crate) fn livez(&self) -> (bool, Value) {
+        let state = self.state();
+        let wrong = state.not_alive();
+        state.answer(HealthPath::Livez, wrong)
     }
 
     /// The metrics in OpenMetrics text.
     pub fn metrics(&self) -> String {
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.0.metrics.registry)
-            .expect("text is written to memory");
-        text
+        self.state().metrics.text()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0
-            .state
-            .lock()
-            .expect("no holder of this lock can panic")
+        self.0.lock().expect("no holder of this lock can panic")
     }
 }
 
-impl Metrics {
-    fn new() -> Self {
-        let mut registry = Registry::with_prefix("trammel");
-        // 0.1 ms to 3.3 s.
-        let sync_duration = Histogram::new(exponential_buckets(0.0001, 2.0, 16));
-        registry.register_with_unit(
-            "sync_duration",
-            "Time from the start of a sync to its commit",
-            Unit::Seconds,
-            sync_duration.clone(),
-        );
-        let mut counter = |name: &str, help: &str| {
-            let counter = Counter::default();
-            registry.register(name, help, counter.clone());
-            counter
+impl State {
+    fn not_alive(&self) -> Option<String> {
+        let silent = self.heartbeat.elapsed();
+        (silent > STUCK).then(|| format!("the owner has been silent for {} s", silent.as_secs()))
+    }
+
+    fn not_healthy(&self) -> Option<String> {
+        self.not_alive().or_else(|| {
+            let waiting = self.pending_since?.elapsed();
+            let reason = || format!("a change has been waiting for {} s", waiting.as_secs());
+            (waiting > self.patience).then(|| self.error.clone().unwrap_or_else(reason))
+        })
+    }
+
+    /// The body is that of kube-proxy (`pkg/proxy/healthcheck/proxy_health.go`), with a
+    /// reason where something is wrong.
+    fn answer(&self, path: HealthPath, wrong: Option<String>) -> (bool, Value) {
+        let now = Timestamp::now();
+        let is_fine = wrong.is_none();
+        // While nothing waits everything is up to date now.
+        let last_updated = match self.pending_since {
+            None => Some(now),
+            Some(_) => self.last_sync,
         };
-        let syncs = counter("syncs", "Successful syncs");
-        let sync_failures = counter("sync_failures", "Failed syncs");
-        let repairs = counter("repairs", "Times that others had changed our tables");
-        let mut gauge = |name: &str, help: &str| {
-            let gauge = Gauge::default();
-            registry.register(name, help, gauge.clone());
-            gauge
-        };
-        Self {
-            services: gauge("services", "Services known"),
-            policies: gauge("policies", "NetworkPolicies known"),
-            pods: gauge("pods", "Pods known, of all nodes"),
-            unprogrammed: gauge(
-                "attachments_unprogrammed",
-                "Attachments that are closed because their pod is not known yet",
-            ),
-            bound_addresses: gauge("bound_addresses", "Addresses bound to their policies"),
-            policy_groups: gauge("policy_groups", "Chains of policy groups"),
-            policy_generation: gauge("policy_generation", "Generation of the policies"),
-            unusable: gauge(
-                "unusable_objects",
-                "Objects that cannot be used or that the kernel refuses",
-            ),
-            syncs,
-            sync_failures,
-            repairs,
-            sync_duration,
-            registry,
+        let last_updated = last_updated.unwrap_or(Timestamp::UNIX_EPOCH).to_string();
+        let of_family =
+            json!({"lastUpdated": last_updated, "healthy": self.not_healthy().is_none()});
+        let mut body = json!({
+            "lastUpdated": last_updated,
+            "currentTime": now.to_string(),
+            "nodeEligible": self.eligible,
+            "healthy": is_fine,
+            "status": {"IPv4": of_family, "IPv6": of_family},
+        });
+        if let Some(reason) = wrong {
+            body["reason"] = reason.into();
         }
+        self.metrics.answered(path, if is_fine { 200 } else { 503 });
+        (is_fine, body)
     }
 }
 

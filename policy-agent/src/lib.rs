@@ -15,6 +15,7 @@
 //! - [`admin`], [`http`], [`health`]: what it shows; [`client`], [`args`], [`config`]: the
 //!   command line.
 
+pub mod addresses;
 pub mod admin;
 pub mod agent;
 pub mod args;
@@ -22,10 +23,12 @@ pub mod cleanup;
 pub mod client;
 pub mod compile;
 pub mod config;
+pub mod conntrack;
 pub mod event;
 pub mod health;
 pub mod http;
 pub mod index;
+pub mod metrics;
 pub mod model;
 pub mod owner;
 pub mod records;

@@ -14,6 +14,8 @@ pub use selector::LabelSelector;
 
 /// Label of a node that names its zone.
 const ZONE: &str = "topology.kubernetes.io/zone";
+/// Taint of a node that the cluster autoscaler is about to remove.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
@@ -38,6 +40,10 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<ipnet::IpNet>,
+    /// Keys of `spec.taints`.
+    pub taints: Vec<String>,
+    /// `metadata.deletionTimestamp` is set.
+    pub terminating: bool,
 }
 
 /// A container port, for named ports.
@@ -95,6 +101,11 @@ impl Node {
     /// The zone that the node is in.
     pub fn zone(&self) -> Option<&str> {
         self.labels.get(ZONE).map(String::as_str)
+    }
+
+    /// Whether load balancers may choose the node for new connections (KEP-3836).
+    pub fn is_eligible(&self) -> bool {
+        !self.terminating && self.taints.iter().all(|key| key != TO_BE_DELETED)
     }
 }
 

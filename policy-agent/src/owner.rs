@@ -14,6 +14,7 @@ mod commit;
 mod endpoints;
 mod flows;
 mod refused;
+mod services;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +38,7 @@ use crate::index::Index;
 use crate::model::Pod;
 
 pub use commit::SyncError;
+pub use services::{NoLocalEndpoints, Observations, ServiceSummary};
 pub use status::{PolicyStatus, Problem, Status, Summary};
 
 /// Settings of the owner.
@@ -72,6 +74,7 @@ pub struct Owner<K> {
     /// Whether something has changed since the last sync.
     dirty: bool,
     progress: commit::Progress,
+    service_progress: services::ServiceProgress,
 }
 
 impl<K: Kernel> Owner<K> {
@@ -95,6 +98,7 @@ impl<K: Kernel> Owner<K> {
             invalid: BTreeMap::new(),
             dirty: false,
             progress: commit::Progress::default(),
+            service_progress: services::ServiceProgress::default(),
         }
     }
 
@@ -162,10 +166,14 @@ impl<K: Kernel> Owner<K> {
                 }
             }
             Object::Node(node) => {
-                if node.name == self.settings.node {
+                let is_own = node.name == self.settings.node;
+                if is_own {
                     self.set_zone(node.zone().map(str::to_owned));
                 }
                 self.index.nodes.insert(node.name.clone(), node);
+                if is_own {
+                    self.node_addresses_changed();
+                }
             }
             Object::Pod(pod) => {
                 let key = pod.key.clone();
@@ -174,7 +182,7 @@ impl<K: Kernel> Owner<K> {
             Object::Service(service) => self.set_service(service),
             Object::EndpointSlice(slice) => {
                 let (key, service) = (slice.key.clone(), slice.service.clone());
-                self.proxy.apply_slice(slice);
+                self.apply_slice(slice);
                 let old = self.index.slices.insert(key.clone(), service.clone());
                 // It may have been of another Service.
                 for service in old.into_iter().chain([service]) {
@@ -206,17 +214,20 @@ impl<K: Kernel> Owner<K> {
                 self.index.nodes.remove(&key.name);
                 if key.name == self.settings.node {
                     self.set_zone(None);
+                    self.node_addresses_changed();
                 }
             }
             Kind::Pod => self.set_pod(key, None),
             Kind::Service => {
                 self.index.services.remove(key);
+                self.service_progress.service_changed();
                 self.proxy.remove_service(key);
                 self.note_service(key, None);
             }
             Kind::EndpointSlice => {
                 if let Some(service) = self.index.slices.remove(key) {
                     self.proxy.remove_slice(key);
+                    self.service_progress.endpoints_changed(None);
                     self.endpoints_changed(&ObjectKey::new(&*key.namespace, service));
                 }
             }
@@ -269,6 +280,7 @@ impl<K: Kernel> Owner<K> {
     fn set_service(&mut self, service: Service) {
         let key = service.key.clone();
         self.note_service(&key, Some(&service));
+        self.service_progress.service_changed();
         self.proxy.apply_service(service);
         self.index.services.insert(key);
     }
@@ -428,6 +440,7 @@ impl<K: Kernel> Owner<K> {
             self.dirty = true;
             return committed;
         }
+        self.service_progress.synced();
         // Orphaned slots go one commit later.
         self.dirty = self.proxy.committed();
         Ok(())

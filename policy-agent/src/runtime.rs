@@ -12,6 +12,7 @@ use dataplane::kernel::Kernel;
 use proxy::ServiceStatus;
 use tokio::sync::oneshot;
 
+use crate::addresses::HostAddresses;
 use crate::event::Event;
 use crate::health::Health;
 use crate::owner::{Owner, PolicyStatus, Problem, Status};
@@ -26,6 +27,8 @@ const RETRY: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// How often the kernel's tables are looked at for changes by others.
 const CHECK: Duration = Duration::from_millis(500);
+/// How long after a sync everything is looked through, for what nobody waits for.
+const REVIEW: Duration = Duration::from_secs(2);
 
 /// What the owner's thread is told.
 pub enum Mail {
@@ -33,6 +36,8 @@ pub enum Mail {
     Event(Event),
     /// The manifests may have changed.
     Rescan,
+    /// The addresses of the node's interfaces.
+    HostAddresses(HostAddresses),
     /// Somebody asks.
     Call(Call),
     /// Nothing: whoever sends it wants to know whether it can be sent.
@@ -98,6 +103,29 @@ struct Runtime<K> {
     urgent: bool,
     retry: Option<(Instant, Duration)>,
     last_error: Option<String>,
+    periods: Periods,
+    /// When the last sync was done, or tried.
+    last_sync: Option<Instant>,
+    /// When the next review is to be, if there is something to look at.
+    review: Option<Instant>,
+}
+
+/// How often to sync.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Periods {
+    /// Longest time until a failed sync is tried again.
+    pub retry: Duration,
+    /// Shortest time from the end of a sync to the start of the next.
+    pub pause: Duration,
+}
+
+impl Default for Periods {
+    fn default() -> Self {
+        Self {
+            retry: RETRY_MAX,
+            pause: Duration::ZERO,
+        }
+    }
 }
 
 /// Starts the thread. It ends when it is told to or when nobody can tell it anything
@@ -109,6 +137,7 @@ pub fn start<K: Kernel + Send + 'static>(
     owner: Owner<K>,
     manifests: Option<ManifestDir>,
     health: Health,
+    periods: Periods,
 ) -> std::io::Result<(Sender<Mail>, JoinHandle<()>)> {
     let (sender, mailbox) = channel();
     let runtime = Runtime {
@@ -121,6 +150,9 @@ pub fn start<K: Kernel + Send + 'static>(
         urgent: false,
         retry: None,
         last_error: None,
+        periods,
+        last_sync: None,
+        review: None,
     };
     let thread = std::thread::Builder::new()
         .name("owner".into())
@@ -139,9 +171,11 @@ impl<K: Kernel> Runtime<K> {
                 self.check();
                 next_check = Instant::now() + CHECK;
             }
+            self.review_if_due();
             self.health.publish(&self.owner.summary());
 
             let mut wake = next_check.min(self.sync_due().unwrap_or(next_check));
+            wake = wake.min(self.review.unwrap_or(wake));
             wake = self
                 .waiters
                 .iter()
@@ -169,6 +203,10 @@ impl<K: Kernel> Runtime<K> {
                 self.note_change();
             }
             Mail::Rescan => self.rescan(),
+            Mail::HostAddresses(addresses) => {
+                self.owner.set_host_addresses(addresses);
+                self.note_change();
+            }
             Mail::Call(call) => self.call(call),
             Mail::Ping => {}
             Mail::Stop => unreachable!("the loop ends at it"),
@@ -190,6 +228,9 @@ impl<K: Kernel> Runtime<K> {
     fn note_change(&mut self) {
         let now = Instant::now();
         let first = self.changed.map_or(now, |(first, _)| first);
+        if self.changed.is_none() {
+            self.health.queued();
+        }
         self.changed = Some((first, now));
     }
 
@@ -274,7 +315,13 @@ impl<K: Kernel> Runtime<K> {
         let now = Instant::now();
         let debounced = match self.changed {
             _ if self.urgent => now,
-            Some((first, last)) => (first + PATIENCE).min(last + QUIET),
+            Some((first, last)) => {
+                let collected = (first + PATIENCE).min(last + QUIET);
+                match self.last_sync {
+                    Some(at) => collected.max(at + self.periods.pause),
+                    None => collected,
+                }
+            }
             None => now,
         };
         Some(match self.retry {
@@ -287,7 +334,9 @@ impl<K: Kernel> Runtime<K> {
         // A second sync takes away what the first has orphaned.
         while self.sync_due().is_some_and(|due| due <= Instant::now()) {
             self.changed = None;
-            match self.owner.sync() {
+            let result = self.owner.sync();
+            self.last_sync = Some(Instant::now());
+            match result {
                 Ok(()) => {
                     if self.last_error.take().is_some() {
                         tracing::info!("the kernel holds the desired state again");
@@ -299,7 +348,9 @@ impl<K: Kernel> Runtime<K> {
                         operations = summary.last_sync_operations,
                         "synced"
                     );
-                    self.health.synced(&summary);
+                    let observations = self.owner.take_observations();
+                    self.health.synced(&summary, &observations);
+                    self.review.get_or_insert(Instant::now() + REVIEW);
                 }
                 Err(error) => {
                     let error = error.to_string();
@@ -309,12 +360,20 @@ impl<K: Kernel> Runtime<K> {
                     self.last_error = Some(error);
                     let pause = self
                         .retry
-                        .map_or(RETRY, |(_, pause)| (pause * 2).min(RETRY_MAX));
+                        .map_or(RETRY, |(_, pause)| pause * 2)
+                        .min(self.periods.retry);
                     self.retry = Some((Instant::now() + pause, pause));
                 }
             }
         }
         self.urgent = false;
+    }
+
+    fn review_if_due(&mut self) {
+        if self.review.is_some_and(|due| due <= Instant::now()) {
+            self.review = None;
+            self.owner.review();
+        }
     }
 
     fn check(&mut self) {

@@ -181,9 +181,12 @@ impl Proxy {
         }
     }
 
-    /// A slice is new or has changed.
-    pub fn apply_slice(&mut self, slice: EndpointSlice) {
-        self.dirty.extend(self.index.set_slice(slice));
+    /// A slice is new or has changed. Returns whether that is news.
+    pub fn apply_slice(&mut self, slice: EndpointSlice) -> bool {
+        let changed = self.index.set_slice(slice);
+        let is_news = !changed.is_empty();
+        self.dirty.extend(changed);
+        is_news
     }
 
     /// A slice is gone.

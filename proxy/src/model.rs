@@ -198,4 +198,8 @@ pub struct EndpointSlice {
     pub ports: Vec<SlicePort>,
     /// Endpoints.
     pub endpoints: Vec<SliceEndpoint>,
+    /// Annotation `endpoints.kubernetes.io/last-change-trigger-time`, in milliseconds since
+    /// the epoch: when the pod or the Service changed that the slice was written for.
+    #[serde(default)]
+    pub triggered: Option<i64>,
 }

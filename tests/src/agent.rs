@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::command::{self, Background, LIMIT, Output};
+use crate::netns::NetNs;
 use crate::node::{NODE_NAME, Node};
 use crate::programs;
 use crate::wait::eventually;
@@ -38,10 +39,24 @@ impl<'n> Agent<'n> {
         Ok(agent)
     }
 
+    /// As [`Self::start`], with further arguments.
+    pub fn start_with(node: &'n Node, arguments: &[&str]) -> Result<Self> {
+        let agent = Self::spawn_with(node, arguments)?;
+        agent.wait()?;
+        Ok(agent)
+    }
+
     /// Starts the agent and waits only until its socket answers.
     pub fn spawn(node: &'n Node) -> Result<Self> {
+        Self::spawn_with(node, &[])
+    }
+
+    /// As [`Self::spawn`], with further arguments.
+    pub fn spawn_with(node: &'n Node, arguments: &[&str]) -> Result<Self> {
         let log = node.dir().join("agent.log");
-        let process = Background::spawn(&run_command(node), &log)?;
+        let mut command = run_command(node);
+        command.args(arguments);
+        let process = Background::spawn(&command, &log)?;
         let mut agent = Self { node, process, log };
         let socket = node.socket();
         eventually(READY, || {
@@ -91,8 +106,8 @@ impl<'n> Agent<'n> {
 
     /// GETs a path from [`LISTEN`]: status and body.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
-        let path = path.to_owned();
-        self.node.netns.enter(move || get(LISTEN.parse()?, &path))?
+        let (status, _, body) = http_get(&self.node.netns, LISTEN, path)?;
+        Ok((status, body))
     }
 
     /// Ends the agent without a chance to clean up.
@@ -140,8 +155,17 @@ pub fn run_command(node: &Node) -> std::process::Command {
     command
 }
 
-/// A GET of HTTP/1.0: the server closes after its answer.
-fn get(server: SocketAddr, path: &str) -> Result<(u16, String)> {
+/// GETs a path of a server by HTTP/1.0 from a namespace: status, head and body.
+pub fn http_get(netns: &NetNs, server: &str, path: &str) -> Result<(u16, String, String)> {
+    let server = server
+        .parse()
+        .with_context(|| format!("server {server:?}"))?;
+    let path = path.to_owned();
+    netns.enter(move || get(server, &path))?
+}
+
+/// The server closes after its answer.
+fn get(server: SocketAddr, path: &str) -> Result<(u16, String, String)> {
     let mut stream = TcpStream::connect_timeout(&server, READY)?;
     stream.set_read_timeout(Some(READY))?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
@@ -151,6 +175,7 @@ fn get(server: SocketAddr, path: &str) -> Result<(u16, String)> {
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
     Ok((
         status.with_context(|| format!("no status in {head:?}"))?,
+        head.to_owned(),
         body.to_owned(),
     ))
 }

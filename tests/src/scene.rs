@@ -44,9 +44,19 @@ impl<'n> Scene<'n> {
     /// starts the agent, has the pods attached and starts their servers. Every
     /// namespace has the label `team` with its own name.
     pub fn start(node: &'n Node, pods: &[(&str, Value)], objects: &[Value]) -> Result<Self> {
+        Self::start_with(node, pods, objects, &[])
+    }
+
+    /// As [`Self::start`], with further arguments for the agent.
+    pub fn start_with(
+        node: &'n Node,
+        pods: &[(&str, Value)],
+        objects: &[Value],
+        arguments: &[&str],
+    ) -> Result<Self> {
         node.manifests.write("pods", &pod_manifests(pods))?;
         node.manifests.write("objects", objects)?;
-        let agent = Agent::start(node)?;
+        let agent = Agent::start_with(node, arguments)?;
         let mut scene = Self {
             servers: BTreeMap::new(),
             pods: BTreeMap::new(),

@@ -58,6 +58,7 @@ fn durations_are_read_with_their_units() {
         ("10s", 10_000),
         ("2m", 120_000),
         ("3", 3_000),
+        ("2h", 7_200_000),
     ] {
         assert_eq!(
             duration(text),
@@ -70,7 +71,7 @@ fn durations_are_read_with_their_units() {
         "s",
         "-1s",
         "1.5s",
-        "10h",
+        "10d",
         "1 s",
         "99999999999999999999s",
     ] {
@@ -81,4 +82,30 @@ fn durations_are_read_with_their_units() {
         panic!("a valid line");
     };
     assert_eq!(timeout, Duration::from_secs(10));
+}
+
+#[test]
+fn a_flag_of_services_counts_over_the_file() {
+    let line = "run --node-name n1 --cluster-cidr 10.244.0.0/16,fd00::/48 \
+                --nodeport-addresses all,localhost --masquerade-all --min-sync-period 1s \
+                --conntrack-tcp-be-liberal=false --healthz-bind-address 0.0.0.0:10256";
+    let Ok(Command::Run(run)) = parse(line) else {
+        panic!("a valid line");
+    };
+    let mut file = crate::config::services::ServiceConfig::default();
+    file.conntrack.tcp_be_liberal = true;
+    file.conntrack.min = 7;
+    file.sync_period = Duration::from_secs(5);
+    let config = run.services.over(file);
+    assert_eq!(config.cluster_cidrs.len(), 2);
+    assert_eq!(config.node_port_addresses.len(), 2);
+    assert!(config.masquerade_all && !config.conntrack.tcp_be_liberal);
+    assert_eq!(config.conntrack.min, 7, "as in the file");
+    assert_eq!(config.sync_period, Duration::from_secs(5), "as in the file");
+    assert!(config.healthz_bind_address.is_some() && config.metrics_bind_address.is_none());
+    let error = parse("run --node-name n1 --nodeport-addresses eth0").expect_err("no address");
+    assert!(
+        error.contains("--nodeport-addresses") && error.contains("primary"),
+        "{error}"
+    );
 }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::compile::PolicySummary;
+use crate::owner::{NoLocalEndpoints, ServiceSummary};
 
 fn summary() -> Summary {
     Summary {
@@ -22,6 +23,18 @@ fn summary() -> Summary {
             bound_addresses: 8,
             groups: 9,
             sets: 10,
+        },
+        service_proxy: ServiceSummary {
+            node_eligible: true,
+            service_changes: 11,
+            service_changes_pending: 1,
+            endpoint_changes: 12,
+            endpoint_changes_pending: 2,
+            contested: 13,
+            no_local_endpoints: NoLocalEndpoints {
+                internal: 14,
+                external: 15,
+            },
         },
     }
 }
@@ -68,16 +81,18 @@ fn syncs_that_fail_for_long_are_unhealthy_until_one_succeeds() {
         ..summary()
     };
     health.publish(&failing);
-    health.state().failing_since = Some(long_ago(FAILING + Duration::from_secs(1)));
+    health.state().pending_since = Some(long_ago(2 * SYNC_PERIOD + Duration::from_secs(1)));
     // Further errors do not start the time anew.
     health.publish(&failing);
     assert_eq!(health.not_healthy().as_deref(), Some("refused"));
     assert_eq!(health.not_ready().as_deref(), Some("refused"));
     assert_eq!(health.not_alive(), None, "a restart would not help");
-    health.publish(&Summary {
+    let synced = Summary {
         error: None,
+        synced: true,
         ..failing
-    });
+    };
+    health.publish(&synced);
     assert_eq!(health.not_healthy(), None);
 }
 
@@ -102,7 +117,7 @@ fn counters_grow_by_what_is_new() {
             ..summary()
         });
     }
-    health.synced(&summary());
+    health.synced(&summary(), &Observations::default());
     let metrics = health.metrics();
     for line in [
         "trammel_sync_failures_total 4",
@@ -121,4 +136,100 @@ fn counters_grow_by_what_is_new() {
         assert!(metrics.lines().any(|l| l == line), "{line} in\n{metrics}");
     }
     assert!(metrics.ends_with("# EOF\n"));
+}
+
+/// services.md 68.
+#[test]
+fn a_change_that_waits_for_twice_the_sync_period_is_unhealthy_until_a_sync() {
+    let health = Health::with_sync_period(Duration::from_secs(5));
+    let waiting = summary();
+    health.publish(&waiting);
+    health.state().pending_since = Some(long_ago(Duration::from_secs(9)));
+    assert!(health.healthz().0);
+    health.state().pending_since = Some(long_ago(Duration::from_secs(11)));
+    let (is_fine, body) = health.healthz();
+    assert!(
+        !is_fine && body["reason"].to_string().contains("11 s"),
+        "{body}"
+    );
+    assert_eq!(body["status"]["IPv6"]["healthy"], false);
+    assert!(health.livez().0);
+    // Others have come by the time that it is done: they wait from now on.
+    health.synced(&waiting, &Observations::default());
+    health.publish(&waiting);
+    assert!(health.healthz().0);
+}
+
+/// services.md 68.
+#[test]
+fn a_node_that_is_being_removed_is_live_but_gets_no_new_connections() {
+    let health = Health::new();
+    let mut leaving = summary();
+    leaving.synced = true;
+    health.publish(&leaving);
+    let (is_fine, body) = health.healthz();
+    assert!(is_fine && body["nodeEligible"] == true, "{body}");
+    assert_eq!(body["lastUpdated"], body["currentTime"], "nothing waits");
+    leaving.service_proxy.node_eligible = false;
+    health.publish(&leaving);
+    let (is_fine, body) = health.healthz();
+    assert!(!is_fine && body["nodeEligible"] == false, "{body}");
+    assert_eq!(body["status"]["IPv4"]["healthy"], true, "{body}");
+    let (is_fine, body) = health.livez();
+    assert!(is_fine && body["nodeEligible"] == false, "{body}");
+    let metrics = health.metrics();
+    for line in [
+        "kubeproxy_proxy_healthz_total{code=\"200\"} 1",
+        "kubeproxy_proxy_healthz_total{code=\"503\"} 1",
+        "kubeproxy_proxy_livez_total{code=\"200\"} 1",
+    ] {
+        assert!(metrics.lines().any(|l| l == line), "{line} in\n{metrics}");
+    }
+}
+
+/// services.md 68.
+#[test]
+fn kube_proxys_metrics_have_its_names() {
+    let health = Health::new();
+    let mut synced = summary();
+    health.queued();
+    health.publish(&synced);
+    for syncs in [1, 2] {
+        synced.syncs = syncs;
+        synced.last_sync = Some(1234.5);
+        let observations = Observations {
+            programming_seconds: vec![0.3, 61.0],
+            reconciled: vec![(0.001, 3)],
+        };
+        health.synced(&synced, &observations);
+    }
+    let metrics = health.metrics();
+    for family in ["IPv4", "IPv6"] {
+        for line in [
+            "sync_proxy_rules_duration_seconds_count{F} 2",
+            "sync_full_proxy_rules_duration_seconds_count{F} 1",
+            "sync_partial_proxy_rules_duration_seconds_count{F} 1",
+            "sync_proxy_rules_last_timestamp_seconds{F} 1234.5",
+            "network_programming_duration_seconds_count{F} 4",
+            "network_programming_duration_seconds_bucket{le=\"0.5\",F} 2",
+            "network_programming_duration_seconds_bucket{le=\"65.0\",F} 4",
+            "sync_proxy_rules_service_changes_total{F} 11",
+            "sync_proxy_rules_service_changes_pending{F} 1",
+            "sync_proxy_rules_endpoint_changes_total{F} 12",
+            "sync_proxy_rules_endpoint_changes_pending{F} 2",
+            "sync_proxy_rules_nftables_sync_failures_total{F} 0",
+            "sync_proxy_rules_no_local_endpoints_total{F,traffic_policy=\"internal\"} 14",
+            "sync_proxy_rules_no_local_endpoints_total{F,traffic_policy=\"external\"} 15",
+            "conntrack_reconciler_sync_duration_seconds_count{F} 2",
+            "conntrack_reconciler_deleted_entries_total{F} 6",
+        ] {
+            let label = format!("ip_family=\"{family}\"");
+            let line = format!("kubeproxy_{}", line.replace('F', &label));
+            assert!(metrics.lines().any(|l| l == line), "{line} in\n{metrics}");
+        }
+        let queued = format!(
+            "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{{ip_family=\"{family}\"}} 1"
+        );
+        assert!(metrics.contains(&queued), "{queued} in\n{metrics}");
+    }
 }

@@ -24,8 +24,8 @@ async fn each_path_says_what_it_is_for() {
     let address = listener.local_addr().expect("bound");
     let server = tokio::spawn(async move { axum::serve(listener, router(Health::new())).await });
     for (path, status, part) in [
-        ("/healthz", "200", "ok"),
-        ("/livez", "200", "ok"),
+        ("/healthz", "200", "\"lastUpdated\":"),
+        ("/livez", "200", "\"currentTime\":"),
         ("/readyz", "503", "the first sync is not done"),
         ("/metrics", "200", "application/openmetrics-text"),
         ("/metrics", "200", "trammel_sync_duration_seconds"),

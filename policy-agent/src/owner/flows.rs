@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use dataplane::kernel::{Kernel, StaleFlow};
 use dataplane::layout::INET;
@@ -24,8 +25,12 @@ impl<K: Kernel> Owner<K> {
         if stale.is_empty() {
             return;
         }
+        let started = Instant::now();
         match self.kernel.forget_flows(&stale) {
-            Ok(count) => tracing::debug!(endpoints = stale.len(), count, "UDP flows forgotten"),
+            Ok(count) => {
+                self.service_progress.reconciled(started.elapsed(), count);
+                tracing::debug!(endpoints = stale.len(), count, "UDP flows forgotten");
+            }
             Err(error) => tracing::warn!(%error, "UDP flows to removed endpoints stay"),
         }
     }

@@ -7,7 +7,7 @@ use dataplane::kernel::Kernel;
 use proxy::ServiceStatus;
 use serde::{Deserialize, Serialize};
 
-use super::Owner;
+use super::{Owner, ServiceSummary};
 use crate::compile::PolicySummary;
 use crate::source::manifests;
 
@@ -60,6 +60,8 @@ pub struct Summary {
     pub unusable: usize,
     /// What of the policies is on this node.
     pub policy: PolicySummary,
+    /// The Services in numbers.
+    pub service_proxy: ServiceSummary,
 }
 
 /// An attachment of this node.
@@ -159,6 +161,7 @@ impl<K: Kernel> Owner<K> {
             unprogrammed: unprogrammed.count(),
             unusable: self.invalid.len() + progress.refused.len(),
             policy: self.policies.summary(),
+            service_proxy: self.service_summary(),
         }
     }
 

@@ -139,6 +139,7 @@ fn slice(
             })
             .collect(),
         endpoints,
+        triggered: None,
     }
 }
 

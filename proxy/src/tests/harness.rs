@@ -80,6 +80,7 @@ pub(super) fn slice(
         service: service.to_owned(),
         ports: ports.iter().map(port).collect(),
         endpoints: endpoints.into_iter().collect(),
+        triggered: None,
     }
 }
 
@@ -167,7 +168,9 @@ impl Node {
         services
             .into_iter()
             .for_each(|s| node.proxy.apply_service(s));
-        slices.into_iter().for_each(|s| node.proxy.apply_slice(s));
+        for slice in slices {
+            node.proxy.apply_slice(slice);
+        }
         node.settle();
         node
     }

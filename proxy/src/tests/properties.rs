@@ -212,7 +212,9 @@ fn carry_out(node: &mut Node, step: Step) {
     match step {
         Step::Apply(service) => node.proxy.apply_service(service),
         Step::Remove(name) => node.proxy.remove_service(&key(name)),
-        Step::ApplySlice(slice) => node.proxy.apply_slice(slice),
+        Step::ApplySlice(slice) => {
+            node.proxy.apply_slice(slice);
+        }
         Step::RemoveSlice(name) => node.proxy.remove_slice(&key(name)),
         Step::Sync => {
             node.proxy.sync(&mut node.desired);

@@ -51,6 +51,8 @@ pub(super) fn node(name: &str, zone: Option<&str>) -> Object {
         labels: labels(zone.as_slice()),
         addresses: Vec::new(),
         pod_cidrs: Vec::new(),
+        taints: Vec::new(),
+        terminating: false,
     })
 }
 
@@ -134,6 +136,7 @@ pub(super) fn slice(name: &str, service: &str, addresses: &[&str]) -> Object {
             port: 8080,
         }],
         endpoints: addresses.iter().map(|text| endpoint(ip(text))).collect(),
+        triggered: None,
     })
 }
 

@@ -1,6 +1,7 @@
 //! `discovery.k8s.io/v1` EndpointSlice.
 
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::jiff::Timestamp;
 use proxy::model::{EndpointSlice, SliceEndpoint, SlicePort};
 
 use super::service::is_managed_elsewhere;
@@ -10,12 +11,23 @@ use crate::event::{Kind, Object};
 /// The label that names the Service of a slice.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
+/// The annotation that says when what the slice was written for has happened.
+const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
 impl Convert for discovery::EndpointSlice {
     const KIND: Kind = Kind::EndpointSlice;
 
     /// Slices of type FQDN, slices without a Service and slices of Services that we do
     /// not serve are left out.
     fn convert(self) -> Result<Option<Object>, ConvertError> {
+        let triggered = self
+            .metadata
+            .annotations
+            .as_ref()
+            .and_then(|annotations| annotations.get(TRIGGERED))
+            // It is for a metric only: an unreadable one is none.
+            .and_then(|text| text.parse::<Timestamp>().ok())
+            .map(Timestamp::as_millisecond);
         let key = object_key(Self::KIND, &self.metadata)?;
         let mut labels = self.metadata.labels.unwrap_or_default();
         if is_managed_elsewhere(&labels) {
@@ -49,6 +61,7 @@ impl Convert for discovery::EndpointSlice {
             service,
             ports,
             endpoints,
+            triggered,
         })))
     }
 }

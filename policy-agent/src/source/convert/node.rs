@@ -26,6 +26,7 @@ impl Convert for core::Node {
             })?);
         }
         let spec = self.spec.unwrap_or_default();
+        let taints = spec.taints.into_iter().flatten();
         let cidrs = match spec.pod_cidrs {
             Some(cidrs) if !cidrs.is_empty() => cidrs,
             _ => spec
@@ -49,6 +50,8 @@ impl Convert for core::Node {
             labels: labels(&mut self.metadata),
             addresses,
             pod_cidrs,
+            taints: taints.map(|taint| taint.key).collect(),
+            terminating: self.metadata.deletion_timestamp.is_some(),
         })))
     }
 }

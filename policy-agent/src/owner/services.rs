@@ -1,0 +1,203 @@
+//! What health, metrics and the proxy's servers need of the Services.
+
+use dataplane::kernel::Kernel;
+use k8s_openapi::jiff::Timestamp;
+use proxy::model::EndpointSlice;
+use proxy::{FrontendKind, FrontendState, ProxyConfig};
+use serde::{Deserialize, Serialize};
+
+use super::Owner;
+use crate::addresses::HostAddresses;
+use crate::config::services::{NodePortAddress, ServiceConfig};
+
+/// The Services in numbers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceSummary {
+    /// Whether load balancers may choose this node for new connections.
+    pub node_eligible: bool,
+    /// Changes of Services so far.
+    pub service_changes: u64,
+    /// Those of them that are not in the kernel yet.
+    pub service_changes_pending: u64,
+    /// Changes of EndpointSlices so far.
+    pub endpoint_changes: u64,
+    /// Those of them that are not in the kernel yet.
+    pub endpoint_changes_pending: u64,
+    /// Frontends that are served for an older Service.
+    pub contested: usize,
+    /// Services that drop connections for want of an endpoint on this node.
+    pub no_local_endpoints: NoLocalEndpoints,
+}
+
+/// Services with endpoints on other nodes only, by the traffic policy that is Local.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NoLocalEndpoints {
+    /// `internalTrafficPolicy`.
+    pub internal: usize,
+    /// `externalTrafficPolicy`.
+    pub external: usize,
+}
+
+/// What has been measured since it was last asked for.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Observations {
+    /// From the change of a pod or Service to the commit that follows it, each.
+    pub programming_seconds: Vec<f64>,
+    /// Clean-ups of conntrack: how long each took, and how many flows it ended.
+    pub reconciled: Vec<(f64, u64)>,
+}
+
+/// What has come of the changes so far.
+#[derive(Debug)]
+pub(super) struct ServiceProgress {
+    /// Changes before that are not this agent's doing.
+    started: Timestamp,
+    service_changes: u64,
+    endpoint_changes: u64,
+    /// How many of them the last successful sync had.
+    synced: (u64, u64),
+    /// When what has changed has happened, in milliseconds since the epoch.
+    triggered: Vec<i64>,
+    observations: Observations,
+    /// See [`ServiceSummary`]; as of the last review.
+    contested: usize,
+    no_local_endpoints: NoLocalEndpoints,
+    /// On which of the node's addresses node ports are served.
+    node_port_addresses: Vec<NodePortAddress>,
+    host: HostAddresses,
+}
+
+impl Default for ServiceProgress {
+    fn default() -> Self {
+        Self {
+            started: Timestamp::now(),
+            service_changes: 0,
+            endpoint_changes: 0,
+            synced: (0, 0),
+            triggered: Vec::new(),
+            observations: Observations::default(),
+            contested: 0,
+            no_local_endpoints: NoLocalEndpoints::default(),
+            node_port_addresses: vec![NodePortAddress::Primary],
+            host: HostAddresses::default(),
+        }
+    }
+}
+
+impl ServiceProgress {
+    pub(super) const fn service_changed(&mut self) {
+        self.service_changes += 1;
+    }
+
+    /// A slice has changed; `triggered` is [`EndpointSlice::triggered`].
+    pub(super) fn endpoints_changed(&mut self, triggered: Option<i64>) {
+        self.endpoint_changes += 1;
+        // An older change was programmed by an earlier run.
+        let is_new = |at: &i64| *at >= self.started.as_millisecond();
+        self.triggered.extend(triggered.filter(is_new));
+    }
+
+    /// What has changed so far is in the kernel.
+    pub(super) fn synced(&mut self) {
+        self.synced = (self.service_changes, self.endpoint_changes);
+        let now = Timestamp::now().as_millisecond();
+        for at in self.triggered.drain(..) {
+            // The clock of who wrote it may be ahead.
+            let milliseconds = u32::try_from((now - at).max(0)).unwrap_or(u32::MAX);
+            let seconds = f64::from(milliseconds) / 1e3;
+            self.observations.programming_seconds.push(seconds);
+        }
+    }
+
+    /// Flows were looked for in conntrack.
+    pub(super) fn reconciled(&mut self, took: std::time::Duration, count: usize) {
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
+        self.observations
+            .reconciled
+            .push((took.as_secs_f64(), count));
+    }
+}
+
+impl<K: Kernel> Owner<K> {
+    /// Settings of the proxy. To be called before the first sync.
+    pub fn configure_services(&mut self, config: &ServiceConfig) {
+        self.proxy.set_config(ProxyConfig {
+            cluster_cidrs: config.cluster_cidrs.clone(),
+            masquerade_all: config.masquerade_all,
+            external_ip_ranges: config.external_ip_ranges.clone(),
+            load_balancer_ip_ranges: config.load_balancer_ip_ranges.clone(),
+        });
+        self.service_progress
+            .node_port_addresses
+            .clone_from(&config.node_port_addresses);
+        self.node_addresses_changed();
+    }
+
+    /// The addresses of this node's interfaces.
+    pub fn set_host_addresses(&mut self, addresses: HostAddresses) {
+        self.service_progress.host = addresses;
+        self.node_addresses_changed();
+    }
+
+    pub(super) fn node_addresses_changed(&mut self) {
+        let own = self.index.nodes.get(&self.settings.node);
+        let of_node = own.map(|node| &*node.addresses).unwrap_or_default();
+        let progress = &self.service_progress;
+        let served = progress
+            .host
+            .serve_node_ports(&progress.node_port_addresses, of_node);
+        self.proxy.set_node_addresses(served);
+        self.dirty = true;
+    }
+
+    pub(super) fn apply_slice(&mut self, slice: EndpointSlice) {
+        let triggered = slice.triggered;
+        if self.proxy.apply_slice(slice) {
+            self.service_progress.endpoints_changed(triggered);
+        }
+    }
+
+    /// What has been measured since the last call.
+    pub fn take_observations(&mut self) -> Observations {
+        std::mem::take(&mut self.service_progress.observations)
+    }
+
+    /// Counts what takes a look at every Service: not to be done at every change.
+    pub fn review(&mut self) {
+        let mut contested = 0;
+        let mut no_local = NoLocalEndpoints::default();
+        for service in self.proxy.services() {
+            let mut drops = [false; 2];
+            for frontend in &service.frontends {
+                match &frontend.state {
+                    FrontendState::Lost { .. } => contested += 1,
+                    FrontendState::Dropped => {
+                        drops[usize::from(frontend.kind != FrontendKind::ClusterIp)] = true;
+                    }
+                    _ => {}
+                }
+            }
+            no_local.internal += usize::from(drops[0]);
+            no_local.external += usize::from(drops[1]);
+        }
+        self.service_progress.contested = contested;
+        self.service_progress.no_local_endpoints = no_local;
+    }
+
+    pub(super) fn service_summary(&self) -> ServiceSummary {
+        let progress = &self.service_progress;
+        let own = self.index.nodes.get(&self.settings.node);
+        let (services, endpoints) = progress.synced;
+        ServiceSummary {
+            node_eligible: own.is_none_or(crate::model::Node::is_eligible),
+            service_changes: progress.service_changes,
+            service_changes_pending: progress.service_changes - services,
+            endpoint_changes: progress.endpoint_changes,
+            endpoint_changes_pending: progress.endpoint_changes - endpoints,
+            contested: progress.contested,
+            no_local_endpoints: progress.no_local_endpoints,
+        }
+    }
+}
