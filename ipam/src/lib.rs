@@ -4,6 +4,7 @@
 //! * [`allocator`]: the order in which addresses are tried (pure).
 //! * [`store`]: leases as files, in host-local's layout, under one lock.
 //! * [`claim`]: one request against all of the above, all or nothing.
+//! * [`boot`]: leases that a restart of the machine has made void.
 //!
 //! ```text
 //!   configuration --> RangeSet (one per address a pod gets; several pools each)
@@ -17,6 +18,7 @@
 //! node can be moved to this plugin and back with its pods running.
 
 pub mod allocator;
+pub mod boot;
 pub mod claim;
 pub mod lock;
 pub mod range;

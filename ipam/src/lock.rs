@@ -20,6 +20,9 @@ pub fn lock_within(file: &File, timeout: Duration) -> io::Result<bool> {
         Err(TryLockError::WouldBlock) => {}
         Err(TryLockError::Error(error)) => return Err(error),
     }
+    if timeout.is_zero() {
+        return Ok(false);
+    }
     let waiting = file.try_clone()?;
     let (sender, receiver) = mpsc::channel();
     thread::Builder::new().spawn(move || {

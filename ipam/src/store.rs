@@ -4,23 +4,29 @@
 //! <dataDir>/<network>/lock                   flock: one request at a time
 //! <dataDir>/<network>/10.88.0.7              "<containerID>\r\n<ifname>"
 //! <dataDir>/<network>/last_reserved_ip.0     "10.88.0.7"; the number is the range set's
+//! <dataDir>/<network>/.request               the request under way; not host-local's
+//! <dataDir>/<network>/.boot                  see [`boot`](crate::boot); not host-local's
 //! ```
 //!
 //! # What a crash can leave
 //!
-//! A lease appears under its name by `link(2)` from a complete temporary file: a
-//! process killed at any system call leaves either nothing or a whole lease, and
-//! at most one temporary file, which the next request replaces. The round-robin
-//! pointer is a hint and may say anything. Nothing is synced to the disk on purpose:
-//! a page cache survives every death but that of the machine, and a machine that
-//! restarts has no pods left whose leases would matter. What a power cut may do
-//! to a file (empty, or foreign bytes) is recognised as [`Damaged`]: such an
-//! address is not handed out until its file is put aside
-//! ([`Locked::quarantine`]).
+//! A request writes its lease once, as `.request`, and gives it the name of every
+//! address that it reserves by `link(2)`: each appears whole or not at all. The first
+//! name goes when the lock is released. One that is still there under a free lock is
+//! therefore that of a request which was killed, and the leases that share its inode
+//! are those that it reserved: [`Locked::free_interrupted`] frees them.
+//!
+//! The round-robin pointer is a hint and may say anything. Nothing is synced to the
+//! disk on purpose: a page cache survives every death but that of the machine, and a
+//! machine that restarts has no pods left whose leases would matter. What a power cut
+//! may do to a file (empty, or foreign bytes) is recognised as [`Damaged`]: such an
+//! address is not handed out until its file is put aside ([`Locked::quarantine`]).
 
-use std::fs::{self, File};
+use std::cell::RefCell;
+use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Write};
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -30,7 +36,7 @@ use crate::lock::lock_within;
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
 
 const LOCK: &str = "lock";
-const TEMPORARY: &str = ".lease.tmp";
+const REQUEST: &str = ".request";
 const QUARANTINE: &str = ".damaged-";
 
 /// Why the store could not do what it should.
@@ -87,7 +93,9 @@ pub struct Store {
 /// The leases of one network, locked: nobody else changes them meanwhile.
 #[derive(Debug)]
 pub struct Locked {
-    dir: PathBuf,
+    pub(crate) dir: PathBuf,
+    /// Whose lease [`REQUEST`] is, once this request has written it.
+    request: RefCell<Option<Owner>>,
     /// Holds the `flock`, which ends with it.
     _lock: File,
 }
@@ -173,6 +181,7 @@ impl Store {
         }
         Ok(Locked {
             dir: self.dir.clone(),
+            request: RefCell::new(None),
             _lock: file,
         })
     }
@@ -182,11 +191,8 @@ impl Locked {
     /// Reserves an address. `false`: it is taken, by whomever.
     pub fn reserve(&self, ip: IpAddr, owner: &Owner) -> Result<bool, StoreError> {
         let path = self.path(ip);
-        let temporary = self.write_temporary(&owner.content())?;
-        let linked = fs::hard_link(&temporary, &path);
-        // A second name that stays behind does no harm: it is never written to.
-        drop(fs::remove_file(&temporary));
-        match linked {
+        let request = self.write_request(owner)?;
+        match fs::hard_link(request, &path) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
             Err(source) => Err(StoreError::Io {
@@ -234,17 +240,8 @@ impl Locked {
 
     /// All leases, sorted by address. Files that are none are left out.
     pub fn leases(&self) -> Result<Vec<Lease>, StoreError> {
-        let io = |source| StoreError::Io {
-            action: "list",
-            path: self.dir.clone(),
-            source,
-        };
         let mut leases = Vec::new();
-        for entry in fs::read_dir(&self.dir).map_err(io)? {
-            let name = entry.map_err(io)?.file_name();
-            let Some(ip) = name.to_str().and_then(|name| name.parse().ok()) else {
-                continue;
-            };
+        for ip in self.addresses()? {
             leases.extend(self.lease(ip)?);
         }
         leases.sort_by_key(|lease| lease.ip);
@@ -303,33 +300,91 @@ impl Locked {
         written.map_err(io_error("write", &path))
     }
 
-    /// Writes a new file, never into one that is there: a request killed between
-    /// link and unlink leaves its temporary file as a second name of a lease.
-    fn write_temporary(&self, content: &str) -> Result<PathBuf, StoreError> {
-        let path = self.dir.join(TEMPORARY);
+    /// Frees what a request that was killed has reserved, and returns it, unless `keep`
+    /// says of the request's owner that its attachment exists: then the kill came after
+    /// the leases had been handed on.
+    pub fn free_interrupted(
+        &self,
+        keep: impl FnOnce(&Owner) -> bool,
+    ) -> Result<Vec<IpAddr>, StoreError> {
+        let path = self.dir.join(REQUEST);
+        let request = match fs::symlink_metadata(&path) {
+            Ok(request) if self.request.borrow().is_none() => request,
+            Ok(_) => return Ok(Vec::new()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(io_error("look at", &path)(source)),
+        };
+        let content = fs::read(&path).map_err(io_error("read", &path))?;
+        let mut freed = Vec::new();
+        // One without an owner was not written to its end, and nothing linked to it.
+        if Owner::parse(&content).is_ok_and(|owner| !keep(&owner)) {
+            for ip in self.addresses()? {
+                if is_same_file(&self.path(ip), &request) {
+                    self.free(ip)?;
+                    freed.push(ip);
+                }
+            }
+        }
+        fs::remove_file(&path).map_err(io_error("remove", &path))?;
+        Ok(freed)
+    }
+
+    /// Writes the lease of this request, which its addresses will be names of. Always a
+    /// new file: the old one may be the lease of a request that was killed.
+    fn write_request(&self, owner: &Owner) -> Result<PathBuf, StoreError> {
+        let path = self.dir.join(REQUEST);
+        if self.request.borrow().as_ref() == Some(owner) {
+            return Ok(path);
+        }
+        let content = owner.content();
         let written = create_new(&path).and_then(|mut file| file.write_all(content.as_bytes()));
         match written {
-            Ok(()) => Ok(path),
+            Ok(()) => {
+                self.request.replace(Some(owner.clone()));
+                Ok(path)
+            }
             Err(source) => {
                 // The full disk is the error to report, not a second one about
                 // this file, which the next request replaces.
                 drop(fs::remove_file(&path));
-                Err(StoreError::Io {
-                    action: "write",
-                    path,
-                    source,
-                })
+                Err(io_error("write", &path)(source))
             }
         }
     }
 
-    fn path(&self, ip: IpAddr) -> PathBuf {
+    /// The addresses that have a lease, in no order.
+    fn addresses(&self) -> Result<Vec<IpAddr>, StoreError> {
+        let io = || io_error("list", &self.dir);
+        let mut addresses = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(io())? {
+            let name = entry.map_err(io())?.file_name();
+            addresses.extend(name.to_str().and_then(|name| name.parse::<IpAddr>().ok()));
+        }
+        Ok(addresses)
+    }
+
+    pub(crate) fn path(&self, ip: IpAddr) -> PathBuf {
         self.dir.join(ip.to_string())
     }
 
     fn last_path(&self, set: usize) -> PathBuf {
         self.dir.join(format!("last_reserved_ip.{set}"))
     }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        if self.request.borrow().is_some() {
+            // One that stays is taken for that of a killed request; whoever finds it
+            // looks whether its attachment exists.
+            drop(fs::remove_file(self.dir.join(REQUEST)));
+        }
+    }
+}
+
+fn is_same_file(path: &Path, file: &Metadata) -> bool {
+    fs::symlink_metadata(path)
+        .is_ok_and(|other| (other.dev(), other.ino()) == (file.dev(), file.ino()))
 }
 
 fn create_new(path: &Path) -> io::Result<File> {
@@ -342,7 +397,7 @@ fn create_new(path: &Path) -> io::Result<File> {
     }
 }
 
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+pub(crate) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_owned();
     move |source| StoreError::Io {
         action,

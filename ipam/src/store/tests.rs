@@ -33,6 +33,7 @@ fn files_are_those_of_host_local() {
     assert_eq!(read("10.0.0.2"), "abc\r\neth0");
     assert_eq!(read("fd00::a"), "abc\r\neth0");
     assert_eq!(read("last_reserved_ip.1"), "fd00::a");
+    drop(store);
     let mut names: Vec<_> = fs::read_dir(&path)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -107,31 +108,95 @@ fn a_quarantined_lease_frees_its_address_and_keeps_the_evidence() {
     assert_eq!(fs::read(path.join(".damaged-10.0.0.2")).unwrap(), b"\0\0");
 }
 
-#[test]
-fn a_left_over_temporary_file_is_harmless() {
-    let dir = tempfile::tempdir().unwrap();
-    let (path, store) = open(&dir);
-    fs::write(
-        path.join(TEMPORARY),
-        "a much longer record of someone killed",
-    )
-    .unwrap();
-    assert!(store.reserve(ip("10.0.0.2"), &owner("a", "eth0")).unwrap());
-    assert!(!path.join(TEMPORARY).exists());
-    assert_eq!(store.leases().unwrap().len(), 1);
-    assert_eq!(fs::read(path.join("10.0.0.2")).unwrap(), b"a\r\neth0");
+/// A request that is killed while it holds the lock: its destructors do not run.
+fn killed(dir: &tempfile::TempDir, id: &str, ips: &[&str]) {
+    let (_, store) = open(dir);
+    for text in ips {
+        assert!(store.reserve(ip(text), &owner(id, "eth0")).unwrap());
+    }
+    // The lock ends with its process, and here with the file.
+    let lock = store._lock.try_clone().unwrap();
+    std::mem::forget(store);
+    lock.unlock().unwrap();
 }
 
+/// cni.md 55.
 #[test]
-fn a_temporary_file_that_is_a_second_name_of_a_lease_is_not_written_to() {
+fn what_a_killed_request_reserved_is_freed_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let (path, store) = open(&dir);
     store.reserve(ip("10.0.0.2"), &owner("a", "eth0")).unwrap();
-    // What a kill between link and unlink leaves.
-    fs::hard_link(path.join("10.0.0.2"), path.join(TEMPORARY)).unwrap();
+    drop(store);
+    killed(&dir, "b", &["10.0.0.3", "fd00::3"]);
+    let (_, store) = open(&dir);
+    assert_eq!(store.leases().unwrap().len(), 3);
+    let mut freed = store.free_interrupted(|_| false).unwrap();
+    freed.sort();
+    assert_eq!(freed, ["10.0.0.3", "fd00::3"].map(ip));
+    assert_eq!(store.leases().unwrap()[0].ip, ip("10.0.0.2"));
+    assert!(!path.join(REQUEST).exists());
+    assert_eq!(
+        store.free_interrupted(|_| false).unwrap(),
+        [] as [IpAddr; 0]
+    );
+}
+
+/// cni.md 55.
+#[test]
+fn a_killed_request_whose_attachment_exists_keeps_its_leases() {
+    let dir = tempfile::tempdir().unwrap();
+    killed(&dir, "b", &["10.0.0.3"]);
+    let (path, store) = open(&dir);
+    let freed = store.free_interrupted(|killed| *killed == owner("b", "eth0"));
+    assert_eq!(freed.unwrap(), [] as [IpAddr; 0]);
+    assert!(!path.join(REQUEST).exists());
+    assert_eq!(store.leases().unwrap().len(), 1);
+}
+
+#[test]
+fn the_request_under_way_is_not_an_interrupted_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, store) = open(&dir);
+    store.reserve(ip("10.0.0.2"), &owner("a", "eth0")).unwrap();
+    assert_eq!(
+        store.free_interrupted(|_| false).unwrap(),
+        [] as [IpAddr; 0]
+    );
+    assert!(path.join(REQUEST).exists());
+    drop(store);
+    assert!(!path.join(REQUEST).exists());
+}
+
+/// cni.md 51.
+#[test]
+fn a_half_written_request_is_replaced_or_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, store) = open(&dir);
+    let torn = "a much longer request of someone killed\n\n\n";
+    fs::write(path.join(REQUEST), torn).unwrap();
+    assert!(store.reserve(ip("10.0.0.2"), &owner("a", "eth0")).unwrap());
+    assert_eq!(fs::read(path.join("10.0.0.2")).unwrap(), b"a\r\neth0");
+    drop(store);
+    assert!(!path.join(REQUEST).exists());
+    fs::write(path.join(REQUEST), "").unwrap();
+    let (_, store) = open(&dir);
+    assert_eq!(
+        store.free_interrupted(|_| false).unwrap(),
+        [] as [IpAddr; 0]
+    );
+    assert!(!path.join(REQUEST).exists());
+    assert_eq!(store.leases().unwrap().len(), 1);
+}
+
+#[test]
+fn a_request_file_that_is_a_second_name_of_a_lease_is_not_written_to() {
+    let dir = tempfile::tempdir().unwrap();
+    killed(&dir, "a", &["10.0.0.2"]);
+    let (path, store) = open(&dir);
     store.reserve(ip("10.0.0.3"), &owner("b", "eth0")).unwrap();
     store.set_last_reserved(0, ip("10.0.0.3")).unwrap();
     assert_eq!(fs::read(path.join("10.0.0.2")).unwrap(), b"a\r\neth0");
+    assert_eq!(fs::read(path.join("10.0.0.3")).unwrap(), b"b\r\neth0");
 }
 
 #[test]
