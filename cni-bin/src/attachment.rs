@@ -1,12 +1,20 @@
 //! Attachment records: what ADD did, for DEL, CHECK, GC and the agent.
 //!
 //! A record is there before the first change to the kernel and gone after the
-//! last. It appears complete, by rename. The process that writes it holds its
-//! `flock` until it exits, so that a request can tell an ADD that is under way
-//! from one that died.
+//! last. It appears whole, as a second name of the file `<hash>.tmp`. That first name
+//! goes when ADD has succeeded, and the process holds the file's `flock` until it
+//! exits. From outside one can thus tell:
+//!
+//! ```text
+//!   lock held                   a request is under way
+//!   lock free, both names       an ADD was killed: nobody was told of the attachment
+//!   lock free, <hash>.json      an attachment
+//!   lock free, <hash>.tmp       an ADD was killed before its first change
+//! ```
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Write};
+use std::fs::{self, File, Metadata};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -57,13 +65,14 @@ impl Records {
         }
     }
 
-    /// Writes the record of an attachment and keeps it locked.
+    /// Writes the record of an attachment and keeps it locked. It is unfinished until
+    /// [`Record::finish`].
     pub fn create(&self, attachment: &Attachment) -> Result<Record, RecordError> {
         let path = self.path(&attachment.key);
         let temporary = temporary(&path);
         let written = fs::create_dir_all(&self.dir)
             .and_then(|()| write_locked(&temporary, attachment))
-            .and_then(|file| fs::rename(&temporary, &path).map(|()| file));
+            .and_then(|file| name_record(&temporary, &path).map(|()| file));
         match written {
             Ok(lock) => Ok(Record {
                 attachment: Some(attachment.clone()),
@@ -89,31 +98,43 @@ impl Records {
         key: &AttachmentKey,
         timeout: Duration,
     ) -> Result<Option<Record>, RecordError> {
-        let path = self.path(key);
+        Self::open_file(self.path(key), timeout)
+    }
+
+    /// As [`open`](Self::open), by the path of the record.
+    pub fn open_file(path: PathBuf, timeout: Duration) -> Result<Option<Record>, RecordError> {
         let io = |source| RecordError::Io {
             action: "read",
             path: path.clone(),
             source,
         };
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(io(error)),
-        };
-        if !lock_within(&file, timeout).map_err(io)? {
-            return Err(RecordError::Busy { path });
+        loop {
+            let file = match File::open(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(io(error)),
+            };
+            if !lock_within(&file, timeout).map_err(io)? {
+                return Err(RecordError::Busy { path });
+            }
+            // Who held the lock may have removed the record, or written another.
+            if identity(&path) != Some(identity_of(&file.metadata().map_err(io)?)) {
+                continue;
+            }
+            let mut content = Vec::new();
+            (&file).read_to_end(&mut content).map_err(io)?;
+            return Ok(Some(Record {
+                attachment: serde_json::from_slice(&content).ok(),
+                path,
+                _lock: file,
+            }));
         }
-        // Who held the lock may have removed the record.
-        let content = match fs::read(&path) {
-            Ok(content) => content,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(io(error)),
-        };
-        Ok(Some(Record {
-            attachment: serde_json::from_slice(&content).ok(),
-            path,
-            _lock: file,
-        }))
+    }
+
+    /// Whether the attachment has a record.
+    pub fn exists(&self, key: &AttachmentKey) -> bool {
+        // An error other than "not there" must not make it look dead.
+        self.path(key).try_exists().unwrap_or(true)
     }
 
     /// Removes what an ADD that was killed while it wrote a record left beside it.
@@ -124,6 +145,40 @@ impl Records {
 
     /// All attachments that have a readable record, sorted by key.
     pub fn list(&self) -> Result<Vec<Attachment>, RecordError> {
+        // One that vanishes meanwhile, or is damaged, concerns no other.
+        let paths = self.files("json")?;
+        let read = |path| fs::read(path).unwrap_or_default();
+        let mut attachments: Vec<Attachment> = paths
+            .into_iter()
+            .filter_map(|path| serde_json::from_slice(&read(path)).ok())
+            .collect();
+        attachments.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(attachments)
+    }
+
+    /// The paths of all records, readable or not, sorted.
+    pub fn paths(&self) -> Result<Vec<PathBuf>, RecordError> {
+        self.files("json")
+    }
+
+    /// Removes what ADDs that were killed before they had a record have left for longer
+    /// than `age`, the time that no request takes.
+    pub fn remove_abandoned(&self, age: Duration) -> Result<(), RecordError> {
+        for path in self.files("tmp")? {
+            let written = fs::symlink_metadata(&path).and_then(|file| file.modified());
+            let is_old = written
+                .ok()
+                .and_then(|written| written.elapsed().ok())
+                .is_some_and(|elapsed| elapsed > age);
+            // That of a record tells that it is unfinished.
+            if is_old && !path.with_extension("json").exists() {
+                remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn files(&self, extension: &str) -> Result<Vec<PathBuf>, RecordError> {
         let io = |source| RecordError::Io {
             action: "list",
             path: self.dir.clone(),
@@ -134,20 +189,15 @@ impl Records {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(io(error)),
         };
-        let mut attachments: Vec<Attachment> = Vec::new();
+        let mut paths = Vec::new();
         for entry in entries {
             let path = entry.map_err(io)?.path();
-            if path
-                .extension()
-                .is_some_and(|extension| extension == "json")
-            {
-                // One that vanishes meanwhile, or is damaged, concerns no other.
-                let content = fs::read(&path).unwrap_or_default();
-                attachments.extend(serde_json::from_slice::<Attachment>(&content));
+            if path.extension().is_some_and(|found| found == extension) {
+                paths.push(path);
             }
         }
-        attachments.sort_by(|a, b| a.key.cmp(&b.key));
-        Ok(attachments)
+        paths.sort();
+        Ok(paths)
     }
 
     fn path(&self, key: &AttachmentKey) -> PathBuf {
@@ -156,16 +206,54 @@ impl Records {
 }
 
 impl Record {
+    /// Whether its ADD has not succeeded: it is under way, or was killed.
+    pub fn is_unfinished(&self) -> bool {
+        let record = identity(&self.path);
+        record.is_some() && identity(&temporary(&self.path)) == record
+    }
+
+    /// ADD has succeeded; only its result is left to be told.
+    pub fn finish(&self) -> Result<(), RecordError> {
+        remove(&temporary(&self.path))
+    }
+
     /// Removes the record. One that is gone is a success.
     pub fn remove(self) -> Result<(), RecordError> {
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(RecordError::Io {
-                action: "remove",
-                path: self.path.clone(),
-                source: error,
-            }),
-            _ => Ok(()),
+        // In this order: killed between the two, what stays stands for nothing.
+        remove(&self.path)?;
+        remove(&temporary(&self.path))
+    }
+}
+
+fn remove(path: &Path) -> Result<(), RecordError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(RecordError::Io {
+            action: "remove",
+            path: path.to_owned(),
+            source: error,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Device and inode of a file.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    Some(identity_of(&fs::symlink_metadata(path).ok()?))
+}
+
+fn identity_of(file: &Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
+}
+
+/// Gives a new record its name, in the place of an older one of the same ADD.
+fn name_record(temporary: &Path, path: &Path) -> io::Result<()> {
+    match fs::hard_link(temporary, path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            let third = path.with_extension("new.tmp");
+            fs::hard_link(temporary, &third)?;
+            fs::rename(&third, path)
         }
+        outcome => outcome,
     }
 }
 
@@ -211,6 +299,7 @@ mod tests {
             bridge: Some("cbr0".into()),
             mac: MacAddr([0x0a, 0x58, 10, 0, 0, 2]),
             ips: vec!["10.0.0.2".parse().unwrap()],
+            undo: Default::default(),
             pod: None,
             port_mappings: Vec::new(),
             masquerade_beyond: Vec::new(),
@@ -229,9 +318,13 @@ mod tests {
             records.open(&key, SOON),
             Err(RecordError::Busy { .. })
         ));
+        assert!(record.is_unfinished());
+        record.finish().unwrap();
+        assert!(!record.is_unfinished());
         drop(record);
         let record = records.open(&key, SOON).unwrap().unwrap();
         assert_eq!(record.attachment, Some(attachment("a")));
+        assert!(!record.is_unfinished());
         record.remove().unwrap();
         assert!(records.open(&key, SOON).unwrap().is_none());
         assert_eq!(
@@ -239,6 +332,49 @@ mod tests {
                 .unwrap()
                 .count(),
             0
+        );
+    }
+
+    #[test]
+    fn a_killed_add_leaves_a_record_that_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::beside(&dir.path().join("agent.sock"));
+        drop(records.create(&attachment("a")).unwrap());
+        let record = records.open(&attachment("a").key, SOON).unwrap().unwrap();
+        assert!(record.is_unfinished());
+        assert_eq!(record.attachment, Some(attachment("a")));
+        record.remove().unwrap();
+        assert_eq!(
+            fs::read_dir(dir.path().join("attachments"))
+                .unwrap()
+                .count(),
+            0
+        );
+    }
+
+    #[test]
+    fn an_add_that_learns_more_replaces_its_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::beside(&dir.path().join("agent.sock"));
+        let first = records.create(&attachment("a")).unwrap();
+        let mut more = attachment("a");
+        more.ips.clear();
+        let second = records.create(&more).unwrap();
+        drop(first);
+        assert!(matches!(
+            records.open(&more.key, Duration::ZERO),
+            Err(RecordError::Busy { .. })
+        ));
+        assert!(second.is_unfinished());
+        second.finish().unwrap();
+        drop(second);
+        let record = records.open(&more.key, SOON).unwrap().unwrap();
+        assert_eq!(record.attachment, Some(more));
+        assert_eq!(
+            fs::read_dir(dir.path().join("attachments"))
+                .unwrap()
+                .count(),
+            1
         );
     }
 
@@ -268,9 +404,12 @@ mod tests {
         let left = folder.join(key.file_name()).with_extension("tmp");
         fs::write(&left, "{\"net").unwrap();
         assert!(records.open(&key, SOON).unwrap().is_none());
-        records.create(&attachment("a")).unwrap();
+        let record = records.create(&attachment("a")).unwrap();
+        record.finish().unwrap();
         assert!(!left.exists());
+        // Not of this record, which is finished.
         fs::write(&left, "{\"net").unwrap();
+        assert!(!record.is_unfinished());
         records.remove_temporary(&key);
         assert!(!left.exists());
         assert_eq!(records.list().unwrap(), [attachment("a")]);
@@ -285,7 +424,7 @@ mod tests {
         }
         let folder = dir.path().join("attachments");
         fs::write(folder.join("torn.json"), "{\"net").unwrap();
-        fs::write(folder.join(attachment("c").key.file_name()), "").unwrap();
+        fs::write(folder.join(attachment("c").key.file_name()), b"\xff\0").unwrap();
         fs::write(folder.join("0123.tmp"), "").unwrap();
         let ids: Vec<_> = records
             .list()

@@ -26,6 +26,7 @@ pub struct Delegate<'a> {
     name: &'a str,
     program: PathBuf,
     document: &'a Document,
+    environment: &'a Environment,
 }
 
 /// What it answered to ADD.
@@ -53,6 +54,7 @@ impl<'a> Delegate<'a> {
             name,
             program: find(name, environment)?,
             document,
+            environment,
         })
     }
 
@@ -94,6 +96,10 @@ impl<'a> Delegate<'a> {
         let mut command = Command::new(program);
         command
             .env("CNI_COMMAND", verb.to_string())
+            .env(
+                "CNI_PATH",
+                self.environment.get("CNI_PATH").unwrap_or_default(),
+            )
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         if let Some((key, netns)) = attachment {

@@ -8,10 +8,11 @@
 //! * [`spec`]: the wire protocol. Pure.
 //! * [`command`]: the verbs.
 //! * [`netlink`], [`link`], [`bridge`], [`netns`], [`sysctl`], [`mtu`]: the kernel.
-//!   Blocking, one thread, a handful of system calls.
+//!   Blocking, one thread, a handful of system calls. [`signals`]: ADD is not ended by
+//!   them half way.
 //! * [`delegate`]: an IPAM plugin of others.
-//! * [`attachment`]: records of what was done. [`agent`]: the conversation with
-//!   the process that enforces policies.
+//! * [`attachment`]: records of what was done. [`reap`]: those that nobody will undo.
+//!   [`agent`]: the conversation with the process that enforces policies.
 
 pub mod agent;
 pub mod attachment;
@@ -22,6 +23,8 @@ pub mod link;
 pub mod mtu;
 pub mod netlink;
 pub mod netns;
+pub mod reap;
+pub mod signals;
 pub mod spec;
 pub mod sysctl;
 
@@ -35,6 +38,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
+use signals::Deferred;
 use spec::version::{self, Version};
 use spec::{Code, Document, Environment, Error, Verb};
 
@@ -105,7 +109,9 @@ fn serve(environment: &Environment, verb: Verb, asked: &mut String) -> Result<()
     match verb {
         Verb::Add => {
             let target = environment.target(verb)?;
-            report(command::add::add(&document, environment, &target)?)
+            let signals = Deferred::block()?;
+            let pending = command::add::add(&document, environment, &target)?;
+            report(pending, &signals)
         }
         Verb::Del => command::del::del(&document, environment, &environment.target(verb)?),
         Verb::Check => command::check::check(&document, environment, &environment.target(verb)?),
@@ -117,8 +123,11 @@ fn serve(environment: &Environment, verb: Verb, asked: &mut String) -> Result<()
 
 /// Hands the result over. A runtime that does not get it does not know the
 /// attachment, which then must not exist.
-fn report(pending: command::add::Pending<'_>) -> Result<(), Error> {
-    match print(&pending.result) {
+fn report(pending: command::add::Pending<'_>, signals: &Deferred) -> Result<(), Error> {
+    match pending
+        .finish(signals)
+        .and_then(|()| print(&pending.result))
+    {
         Ok(()) => {
             pending.commit();
             Ok(())

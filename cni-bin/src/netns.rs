@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
+use dataplane::attachment::NetnsId;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
@@ -79,13 +80,18 @@ impl Netns {
         Self::open(OWN)
     }
 
+    /// What names the namespace while it exists.
+    pub fn id(&self) -> Option<NetnsId> {
+        let file = self.file.metadata().ok()?;
+        Some(NetnsId {
+            dev: file.dev(),
+            ino: file.ino(),
+        })
+    }
+
     /// Whether both are the same namespace.
     pub fn is_same(&self, other: &Self) -> bool {
-        let identity = |netns: &Self| netns.file.metadata().map(|meta| (meta.dev(), meta.ino()));
-        match (identity(self), identity(other)) {
-            (Ok(a), Ok(b)) => a == b,
-            _ => false,
-        }
+        self.id().zip(other.id()).is_some_and(|(a, b)| a == b)
     }
 
     /// Moves this thread into the namespace.

@@ -158,7 +158,12 @@ impl AttachmentKey {
     /// Name of the host-side veth: [`PORT_PREFIX`] and 12 hexadecimal digits of
     /// a hash over the key, 15 bytes, the longest name that an interface can have.
     pub fn host_ifname(&self) -> String {
-        format!("{PORT_PREFIX}{}", self.hash12())
+        Self::host_ifname_of(&self.hash12())
+    }
+
+    /// Name of the host-side veth of the attachment whose record is `<hash>.json`.
+    pub fn host_ifname_of(hash: &str) -> String {
+        format!("{PORT_PREFIX}{hash}")
     }
 
     /// Name of the device on which the pod's own traffic waits where it has a limit, see
@@ -268,6 +273,47 @@ pub struct Attachment {
     /// The rates that it is held to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<Bandwidth>,
+    /// What else undoing it needs to know.
+    #[serde(default)]
+    pub undo: Undo,
+}
+
+/// What only undoing an attachment needs to know, so that it can be done from the record
+/// alone: by DEL, GC, or the agent for a runtime that is gone.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Undo {
+    /// Which namespace was at [`Attachment::netns`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netns_id: Option<NetnsId>,
+    /// The machine's boot, as `/proc/sys/kernel/random/boot_id` names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot: Option<String>,
+    /// Where the leases lie (`ipam.dataDir`); absent where they are not ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_dir: Option<PathBuf>,
+    /// The plugin that gave the addresses; absent where they are ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plugin: Option<IpamPlugin>,
+}
+
+/// An IPAM plugin of others, to be run for DEL.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IpamPlugin {
+    /// `CNI_PATH`, which leads to it.
+    pub cni_path: String,
+    /// The network configuration that it got, as JSON text.
+    pub conf: String,
+}
+
+/// Names a network namespace while it exists: a path may lead to another one later.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NetnsId {
+    /// Device of its file.
+    pub dev: u64,
+    /// Inode of its file.
+    pub ino: u64,
 }
 
 /// Limits of a pod's traffic, as the pod sees it.
@@ -299,7 +345,7 @@ pub enum Request {
     /// with `programmed: false`, the port being closed until its policies are known.
     Attach {
         /// What ADD creates.
-        attachment: Attachment,
+        attachment: Box<Attachment>,
         /// How long the agent may wait for the pod's object and policies, in
         /// milliseconds.
         #[serde(rename = "timeoutMs")]

@@ -60,6 +60,7 @@ fn sample() -> Desired {
         bridge: Some("cbr0".into()),
         mac: MacAddr([0x0a, 0x58, 10, 88, 0, 2]),
         ips: vec![address("10.88.0.2"), address("fd88::2")],
+        undo: Default::default(),
         pod: None,
         port_mappings: Vec::new(),
         masquerade_beyond: Vec::new(),

@@ -23,7 +23,8 @@ const ID: &str = "/proc/sys/kernel/random/boot_id";
 const STAT: &str = "/proc/stat";
 /// `btime` is cut to whole seconds.
 const SECOND: Duration = Duration::from_secs(1);
-const MARK: &str = ".boot";
+/// Name of the file that says it, in a network's directory.
+pub const MARK: &str = ".boot";
 
 /// Names this boot of the machine.
 ///

@@ -162,7 +162,6 @@ async fn plugin(request: Request, owner: &Sender<Mail>, health: &Health) -> Resp
             timeout_ms,
         } => {
             let deadline = Instant::now() + Duration::from_millis(timeout_ms);
-            let attachment = Box::new(attachment);
             let programmed = ask(owner, |reply| Call::Attach {
                 attachment,
                 deadline,

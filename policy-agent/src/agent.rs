@@ -23,6 +23,7 @@ use crate::conntrack;
 use crate::health::Health;
 use crate::http;
 use crate::owner::{Owner, Settings};
+use crate::reaper::Reaper;
 use crate::records;
 use crate::runtime::{self, Mail, Periods};
 use crate::source::kubernetes::{self, Access, Watches};
@@ -85,12 +86,17 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
         };
         let (mail, thread) = runtime::start(owner, manifests, health.clone(), periods)
             .context("cannot start the owner's thread")?;
+        let reaper = Reaper::start(&arguments.socket, arguments.reap_interval)
+            .context("cannot start the reaper's thread")?;
         let news = mail.clone();
         let follow = addresses.follow(move |now| news.send(Mail::HostAddresses(now)).is_ok());
-        let result = tokio::select! {
-            result = serve(arguments, &services, socket, health, &mail) => result,
+        let mut result = tokio::select! {
+            result = serve(arguments, &services, socket, health, &mail, &reaper) => result,
             () = follow => Err(anyhow!("the kernel tells no more of the node's addresses")),
         };
+        if reaper.stop().is_err() {
+            result = Err(anyhow!("the reaper's thread has panicked"));
+        }
         // The thread may have ended, which is then the error.
         drop(mail.send(Mail::Stop));
         if thread.join().is_err() {
@@ -106,6 +112,7 @@ async fn serve(
     socket: Socket,
     health: Health,
     mail: &Sender<Mail>,
+    reaper: &Reaper,
 ) -> anyhow::Result<()> {
     let cancel = CancellationToken::new();
     let tasks = TaskTracker::new();
@@ -148,7 +155,8 @@ async fn serve(
             Err(error) => Err(error).context("a server has ended"),
         },
         () = socket.serve(mail.clone(), health.clone()) => bail!("the socket has ended"),
-        () = owner_ended(mail) => bail!("the owner's thread has ended"),
+        () = ended(|| mail.send(Mail::Ping).is_err()) => bail!("the owner's thread has ended"),
+        () = ended(|| reaper.has_ended()) => bail!("the reaper's thread has ended"),
     };
     tracing::info!("ending; the tables stay");
     cancel.cancel();
@@ -208,11 +216,11 @@ async fn start_watches(
     Ok(())
 }
 
-/// Ends when nobody reads the owner's mailbox any more, which a panic would cause.
-async fn owner_ended(mail: &Sender<Mail>) {
+/// Ends when a thread has, which a panic would cause.
+async fn ended(has_ended: impl Fn() -> bool) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        if mail.send(Mail::Ping).is_err() {
+        if has_ended() {
             return;
         }
     }

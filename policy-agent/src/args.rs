@@ -65,6 +65,10 @@ pub struct Run {
     /// Socket for the CNI plugin and the other verbs; attachment records lie beside it.
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
+    /// How often to free what dead runtimes have left: attachments whose network namespace
+    /// is gone or whose ADD was killed.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = positive_duration)]
+    pub reap_interval: Duration,
     /// Address for /healthz, /livez, /readyz, /metrics and /proxyMode; none by default.
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<SocketAddr>,
@@ -107,6 +111,13 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         unit => Err(format!(
             "unit {unit:?} of {text:?} is unknown: use ms, s, m or h"
         )),
+    }
+}
+
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("0 is no interval: write 500ms, 10s or 2m".to_owned()),
+        interval => Ok(interval),
     }
 }
 

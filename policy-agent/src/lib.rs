@@ -12,6 +12,7 @@
 //!   state; the verdict is the oracle that judges flows straight from the API's text, and
 //!   knows nothing of the compiler.
 //! - [`owner`]: the one owner of the desired state; [`runtime`] is its thread.
+//! - [`reaper`]: frees what dead runtimes have left.
 //! - [`admin`], [`http`], [`health`]: what it shows; [`client`], [`args`], [`config`]: the
 //!   command line.
 
@@ -31,6 +32,7 @@ pub mod index;
 pub mod metrics;
 pub mod model;
 pub mod owner;
+pub mod reaper;
 pub mod records;
 pub mod runtime;
 pub mod source;

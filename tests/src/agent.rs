@@ -110,6 +110,16 @@ impl<'n> Agent<'n> {
         Ok((status, body))
     }
 
+    /// Stops it where it is, until [`Self::resume`].
+    pub fn pause(&self) -> Result<()> {
+        self.process.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) -> Result<()> {
+        self.process.signal(Signal::SIGCONT)
+    }
+
     /// Ends the agent without a chance to clean up.
     pub fn kill(mut self) -> Result<()> {
         self.process.stop(Signal::SIGKILL, READY).map(|_| ())

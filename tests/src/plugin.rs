@@ -2,7 +2,9 @@
 //! one JSON document back.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::PathBuf;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -109,6 +111,23 @@ impl<'n> Call<'n> {
     /// What will be on standard input.
     pub fn input_bytes(&self) -> &[u8] {
         &self.input
+    }
+
+    /// Starts it, for those who end it before it ends by itself. Nobody reads what it
+    /// prints.
+    pub fn spawn(&self) -> Result<Child> {
+        let mut child = self
+            .command()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("cannot run the plugin")?;
+        let mut stdin = child.stdin.take().expect("piped");
+        stdin
+            .write_all(&self.input)
+            .context("cannot write its input")?;
+        Ok(child)
     }
 
     /// Runs it.

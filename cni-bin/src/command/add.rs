@@ -12,7 +12,8 @@
 //! ```
 //!
 //! The agent works while the kernel does. Whatever fails, everything before it is
-//! undone, and the error says what could not be.
+//! undone, and the error says what could not be; of that the record stays, for DEL or
+//! the agent to try again.
 //!
 //! * [`made`]: what there is to undo.
 //! * [`reserve`]: addresses and record.
@@ -36,6 +37,7 @@ use crate::agent::{Agent, PROGRAM_TIMEOUT};
 use crate::mtu;
 use crate::netlink::Socket;
 use crate::netns::Netns;
+use crate::signals::Deferred;
 use crate::spec::config::Config;
 use crate::spec::result::{Dns, Route};
 use crate::spec::{Document, Environment, Error, Target};
@@ -57,6 +59,8 @@ struct Plan<'a> {
     netns: Netns,
     netns_path: &'a str,
     mtu: u32,
+    /// This boot of the machine, where `/proc` says it.
+    boot: Option<String>,
 }
 
 /// An address of the pod.
@@ -96,6 +100,7 @@ pub fn add<'a>(
         home,
         netns,
         netns_path,
+        boot: ipam::boot::id().ok(),
     };
     let mut made = Made {
         document,
@@ -113,6 +118,16 @@ pub fn add<'a>(
 }
 
 impl Pending<'_> {
+    /// Says in the record that all is done, unless a signal has asked to end: the
+    /// result may be told now. Not after it was told, when nothing may fail any more.
+    pub fn finish(&self, signals: &Deferred) -> Result<(), Error> {
+        signals.check()?;
+        match &self.made.record {
+            Some(record) => Ok(record.finish()?),
+            None => Ok(()),
+        }
+    }
+
     /// The runtime has the result: the attachment is its own from now on.
     pub fn commit(mut self) {
         self.made.release();
@@ -132,12 +147,12 @@ impl Plan<'_> {
         pod: Option<PodRef>,
     ) -> Result<Value, Error> {
         let mut host = Socket::open()?;
-        let endpoint = self.reserve(made, pod)?;
+        let endpoint = self.reserve_or_reap(made, pod)?;
         if let Some(agent) = &mut agent {
             made.told_agent = true;
             agent.send(&Request::Attach {
                 timeout_ms: u64::try_from(PROGRAM_TIMEOUT.as_millis()).unwrap_or(u64::MAX),
-                attachment: endpoint.attachment.clone(),
+                attachment: Box::new(endpoint.attachment.clone()),
             })?;
         }
         let bridge = self.connect(made, &mut host, &endpoint)?;

@@ -2,7 +2,7 @@
 
 use nix::errno::Errno;
 
-use super::teardown::tear_down;
+use super::teardown::{Configured, tear_down};
 use super::{LOCK_TIMEOUT, open_netns, refuse_own};
 use crate::attachment::Records;
 use crate::link;
@@ -27,7 +27,12 @@ pub fn del(document: &Document, environment: &Environment, target: &Target) -> R
     let record = records.open(&key, LOCK_TIMEOUT)?;
     records.remove_temporary(&key);
     let is_ours = record.is_some();
-    let mut done = tear_down(document, environment, &key, target.netns.as_deref(), record);
+    let configured = Configured {
+        document,
+        environment,
+        netns: target.netns.as_deref(),
+    };
+    let mut done = tear_down(&document.agent_socket, Some(configured), &key, record);
     if let Some((home, netns)) = namespaces
         && !is_ours
         && !done.link

@@ -6,7 +6,7 @@ use dataplane::attachment::AttachmentKey;
 use ipam::{Owner, Store};
 
 use super::LOCK_TIMEOUT;
-use super::teardown::tear_down;
+use super::teardown::{Configured, tear_down};
 use crate::attachment::Records;
 use crate::delegate::Delegate;
 use crate::spec::config::ValidAttachment;
@@ -18,6 +18,11 @@ use crate::spec::{Document, Environment, Error, Ipam, Verb};
 pub fn gc(document: &Document, environment: &Environment) -> Result<(), Error> {
     let valid: BTreeSet<ValidAttachment> = document.valid_attachments()?.into_iter().collect();
     let records = Records::beside(&document.agent_socket);
+    let configured = Configured {
+        document,
+        environment,
+        netns: None,
+    };
     let mut errors = Vec::new();
     for attachment in records.list()? {
         let key = attachment.key;
@@ -26,7 +31,8 @@ pub fn gc(document: &Document, environment: &Environment) -> Result<(), Error> {
         }
         match records.open(&key, LOCK_TIMEOUT) {
             Ok(record) => {
-                errors.extend(tear_down(document, environment, &key, None, record).errors);
+                let done = tear_down(&document.agent_socket, Some(configured), &key, record);
+                errors.extend(done.errors);
             }
             Err(error) => errors.push(error.into()),
         }
@@ -124,6 +130,7 @@ mod tests {
             bridge: None,
             mac: MacAddr([2; 6]),
             ips: vec![ip.parse().unwrap()],
+            undo: Default::default(),
             pod: None,
             port_mappings: Vec::new(),
             masquerade_beyond: Vec::new(),

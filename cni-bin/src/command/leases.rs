@@ -1,8 +1,9 @@
 //! Giving an attachment's addresses back to whoever gave them.
 
 use std::net::IpAddr;
+use std::path::Path;
 
-use dataplane::attachment::AttachmentKey;
+use dataplane::attachment::{Attachment, AttachmentKey};
 use ipam::Store;
 
 use super::{LOCK_TIMEOUT, owner};
@@ -23,12 +24,28 @@ pub fn release(
             Ok(Vec::new())
         }
         // Also where the section is gone: it may have been there when ADD ran.
-        Ipam::InProcess | Ipam::Nobody => {
-            let store = Store::new(&document.data_dir, &document.network);
-            match store.lock_existing(LOCK_TIMEOUT)? {
-                Some(locked) => Ok(locked.free_all_of(&owner(key))?),
-                None => Ok(Vec::new()),
-            }
-        }
+        Ipam::InProcess | Ipam::Nobody => free(&document.data_dir, key),
+    }
+}
+
+/// As [`release`], from what the record says of them; `None` where it says nothing.
+pub fn release_recorded(attachment: &Attachment) -> Option<Result<Vec<IpAddr>, Error>> {
+    let key = &attachment.key;
+    if let Some(data_dir) = &attachment.undo.data_dir {
+        return Some(free(data_dir, key));
+    }
+    let plugin = attachment.undo.plugin.as_ref()?;
+    let released = || {
+        let document = Document::parse(plugin.conf.as_bytes())?;
+        let environment = Environment::new([("CNI_PATH".into(), plugin.cni_path.clone().into())])?;
+        release(&document, &environment, key, Some(&attachment.netns))
+    };
+    Some(released())
+}
+
+fn free(data_dir: &Path, key: &AttachmentKey) -> Result<Vec<IpAddr>, Error> {
+    match Store::new(data_dir, &key.network).lock_existing(LOCK_TIMEOUT)? {
+        Some(locked) => Ok(locked.free_all_of(&owner(key))?),
+        None => Ok(Vec::new()),
     }
 }

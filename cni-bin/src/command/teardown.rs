@@ -1,11 +1,13 @@
-//! Undoing an attachment, whole or half done: DEL, GC, and an ADD that failed.
+//! Undoing an attachment, whole or half done: DEL, GC, the agent for a runtime that is
+//! gone ([`reap`](crate::reap)), and an ADD that failed.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use dataplane::attachment::{AttachmentKey, Request};
 use nix::errno::Errno;
 
-use super::leases::release;
+use super::leases::{release, release_recorded};
 use crate::agent::Agent;
 use crate::attachment::Record;
 use crate::link;
@@ -23,16 +25,33 @@ pub struct Teardown {
     pub errors: Vec<Error>,
 }
 
+/// What a request says about an attachment that may have no record.
+#[derive(Clone, Copy)]
+pub struct Configured<'a> {
+    /// The present configuration.
+    pub document: &'a Document,
+    /// Where IPAM plugins of others are.
+    pub environment: &'a Environment,
+    /// The pod's namespace, for such a plugin.
+    pub netns: Option<&'a str>,
+}
+
+impl Configured<'_> {
+    fn release(&self, key: &AttachmentKey) -> Result<Vec<IpAddr>, Error> {
+        release(self.document, self.environment, key, self.netns)
+    }
+}
+
 /// Removes all that an attachment consists of: the link first, so that nothing
 /// uses the addresses when they are freed, the record last, so that whatever
 /// remains after an error is found again. One failure does not keep the rest.
 ///
-/// `netns` is for an IPAM plugin of others; a record's own is preferred.
+/// The record knows what ADD did; the configuration may have changed since, and where
+/// there is a record there need not be one.
 pub fn tear_down(
-    document: &Document,
-    environment: &Environment,
+    agent_socket: &Path,
+    configured: Option<Configured<'_>>,
     key: &AttachmentKey,
-    netns: Option<&str>,
     record: Option<Record>,
 ) -> Teardown {
     let mut done = Teardown::default();
@@ -43,14 +62,13 @@ pub fn tear_down(
     let recorded = record
         .as_ref()
         .and_then(|record| record.attachment.as_ref());
-    let netns = recorded
-        .map(|attachment| attachment.netns.as_str())
-        .or(netns);
-    match release(document, environment, key, netns) {
+    let freed = recorded.and_then(release_recorded);
+    let freed = freed.or_else(|| configured.map(|configured| configured.release(key)));
+    match freed.unwrap_or(Ok(Vec::new())) {
         Ok(freed) => done.freed = freed,
         Err(error) => done.errors.push(error),
     }
-    if let Err(error) = tell_agent(document, key) {
+    if let Err(error) = tell_agent(agent_socket, key) {
         done.errors.push(error);
     }
     if let Some(record) = record
@@ -76,8 +94,8 @@ pub fn remove_link(name: &str) -> Result<bool, NetlinkError> {
 
 /// An agent that is away is not waited for: it finds out from the records when it
 /// comes back.
-pub fn tell_agent(document: &Document, key: &AttachmentKey) -> Result<(), Error> {
-    if let Some(mut agent) = Agent::connect(&document.agent_socket, Policy::Optional)? {
+pub fn tell_agent(socket: &Path, key: &AttachmentKey) -> Result<(), Error> {
+    if let Some(mut agent) = Agent::connect(socket, Policy::Optional)? {
         agent.ask(&Request::Detach {
             attachment: key.clone(),
         })?;

@@ -45,6 +45,7 @@ fn mk_attachment(container: &str, pod: Option<(&str, Option<&str>)>) -> Attachme
         port_mappings: Vec::new(),
         masquerade_beyond: Vec::new(),
         bandwidth: None,
+        undo: Default::default(),
         pod: pod.map(|(name, uid)| PodRef {
             namespace: "x".into(),
             name: name.into(),

@@ -18,6 +18,7 @@ fn attachment(container: &str) -> Attachment {
         bridge: None,
         mac: MacAddr([0; 6]),
         ips: vec!["10.88.0.2".parse().expect("an address")],
+        undo: Default::default(),
         pod: None,
         port_mappings: Vec::new(),
         masquerade_beyond: Vec::new(),

@@ -210,6 +210,7 @@ fn attachment(number: usize) -> Attachment {
         port_mappings: Vec::new(),
         masquerade_beyond: Vec::new(),
         bandwidth: None,
+        undo: Default::default(),
         pod: Some(PodRef {
             namespace: "x".into(),
             name: format!("p{number}"),

@@ -1,6 +1,5 @@
 //! DEL and CHECK: what is left, and what is noticed.
 
-use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
@@ -186,15 +185,7 @@ fn an_add_killed_at_any_moment_is_undone_by_del() -> Result<()> {
     for round in 0..40u64 {
         let pod = NetNs::create("pod")?;
         let call = Call::new(&node, "ADD", "c1", &pod);
-        let mut child = call
-            .command()
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let mut stdin = child.stdin.take().expect("piped");
-        std::io::Write::write_all(&mut stdin, call.input_bytes())?;
-        drop(stdin);
+        let mut child = call.spawn()?;
         // nsenter and the plugin live for some milliseconds.
         thread::sleep(Duration::from_micros(round * 250));
         child.kill()?;

@@ -5,6 +5,7 @@ mod add;
 mod delete;
 mod ipam;
 mod protocol;
+mod reap;
 
 use anyhow::Result;
 use tests::node::Node;

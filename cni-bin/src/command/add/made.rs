@@ -57,10 +57,13 @@ impl Made<'_> {
             }
         }
         if std::mem::take(&mut self.told_agent) {
-            note(tell_agent(self.document, &self.key));
+            note(tell_agent(&self.document.agent_socket, &self.key));
         }
-        if let Some(record) = self.record.take() {
-            note(record.remove().map_err(Error::from));
+        // Without it nobody would find what is left.
+        if let Some(record) = self.record.take().filter(|_| left.is_empty())
+            && let Err(error) = record.remove()
+        {
+            left.push(format!("not undone: {error}"));
         }
         left
     }

@@ -5,33 +5,51 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use dataplane::attachment::{Attachment, AttachmentKey, MacAddr, Mode, PodRef};
+use dataplane::attachment::{Attachment, AttachmentKey, IpamPlugin, MacAddr, Mode, PodRef, Undo};
 use ipam::{Allocation, Claim, Store};
 use ipnet::IpNet;
+use serde_json::Value;
 
 use super::made::{Leases, Made};
 use super::{Address, Endpoint, Plan};
-use crate::attachment::Records;
+use crate::attachment::{Record, Records};
 use crate::command::leases::release;
+use crate::command::teardown::remove_link;
 use crate::command::{LOCK_TIMEOUT, owner};
 use crate::delegate::Delegate;
 use crate::link;
+use crate::reap::{free_dead_leases, reap};
 use crate::spec::result::{Dns, Route};
 use crate::spec::{Code, Error, Ipam, Pool};
 
 impl Plan<'_> {
-    /// Reserves the addresses and writes the record.
-    pub(super) fn reserve(
+    /// As [`reserve`](Self::reserve); where no address is left, those of dead attachments
+    /// are freed first, as the agent does in its time, if there is one.
+    pub(super) fn reserve_or_reap(
         &self,
         made: &mut Made<'_>,
         pod: Option<PodRef>,
     ) -> Result<Endpoint, Error> {
+        match self.reserve(made, pod.clone()) {
+            Err(error) if error.code == Code::Exhausted => {
+                match reap(&self.document.agent_socket) {
+                    Ok(reaped) if reaped.is_empty() => Err(error),
+                    Ok(_) => self.reserve(made, pod),
+                    Err(records) => Err(error.with_details([records.to_string()])),
+                }
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Reserves the addresses and writes the record.
+    fn reserve(&self, made: &mut Made<'_>, pod: Option<PodRef>) -> Result<Endpoint, Error> {
         match (&self.document.ipam, &self.config.pool) {
             (Ipam::Plugin(name), _) => self.ask_plugin(name, made, pod),
             (_, Some(pool)) => self.claim(pool, made, pod),
             (_, None) => {
                 let records = Records::beside(&self.document.agent_socket);
-                self.clear_remains(&made.key, &records)?;
+                self.clear_remains(&made.key, &records, || Ok(()))?;
                 let attachment = self.attachment(made, Vec::new(), pod);
                 made.record = Some(records.create(&attachment)?);
                 let (routes, dns) = (Vec::new(), self.config.dns.clone());
@@ -60,11 +78,11 @@ impl Plan<'_> {
         let store = Store::new(&self.document.data_dir, &self.document.network);
         let locked = store.lock(LOCK_TIMEOUT)?;
         let records = Records::beside(&self.document.agent_socket);
-        self.refuse_existing(&made.key)?;
-        if let Some(record) = records.open(&made.key, Duration::ZERO)? {
-            locked.free_all_of(&owner(&made.key))?;
-            record.remove()?;
-        }
+        let (network, boot) = (&self.document.network, self.boot.as_deref());
+        free_dead_leases(&locked, &records, network, boot)?;
+        self.clear_remains(&made.key, &records, || {
+            Ok(locked.free_all_of(&owner(&made.key)).map(drop)?)
+        })?;
         let claim = Claim {
             owner: &owner(&made.key),
             sets: &pool.ranges,
@@ -95,7 +113,9 @@ impl Plan<'_> {
         pod: Option<PodRef>,
     ) -> Result<Endpoint, Error> {
         let records = Records::beside(&self.document.agent_socket);
-        self.clear_remains(&made.key, &records)?;
+        self.clear_remains(&made.key, &records, || {
+            release(self.document, self.environment, &made.key, None).map(drop)
+        })?;
         let unaddressed = self.attachment(made, Vec::new(), pod.clone());
         made.record = Some(records.create(&unaddressed)?);
         let delegate = Delegate::find(name, self.document, self.environment)?;
@@ -146,24 +166,46 @@ impl Plan<'_> {
             port_mappings: Vec::new(),
             masquerade_beyond: Vec::new(),
             bandwidth: None,
+            undo: self.undo(),
         }
     }
 
-    /// An attachment of the same name is refused if it is alive.
-    fn refuse_existing(&self, key: &AttachmentKey) -> Result<(), Error> {
-        if link::index(&key.host_ifname()).is_some() {
+    fn undo(&self) -> Undo {
+        let document = self.document;
+        let plugin = || IpamPlugin {
+            cni_path: self
+                .environment
+                .get("CNI_PATH")
+                .unwrap_or_default()
+                .to_owned(),
+            conf: Value::Object(document.root().clone()).to_string(),
+        };
+        Undo {
+            netns_id: self.netns.id(),
+            boot: self.boot.clone(),
+            data_dir: (document.ipam == Ipam::InProcess).then(|| document.data_dir.clone()),
+            plugin: matches!(document.ipam, Ipam::Plugin(_)).then(plugin),
+        }
+    }
+
+    /// An attachment of the same name: refused if it is alive, cleared away if it is what
+    /// a killed ADD or a lost namespace left. `free` frees its leases.
+    fn clear_remains(
+        &self,
+        key: &AttachmentKey,
+        records: &Records,
+        free: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let name = key.host_ifname();
+        let has_link = link::index(&name).is_some();
+        let record = records.open(key, Duration::ZERO)?;
+        if has_link && !record.as_ref().is_some_and(Record::is_unfinished) {
             let message = format!("attachment {key} exists already: DEL it first");
             return Err(Error::new(Code::Exists, message));
         }
-        Ok(())
-    }
-
-    /// As [`refuse_existing`](Self::refuse_existing); what a killed ADD or a lost
-    /// namespace left is cleared away.
-    fn clear_remains(&self, key: &AttachmentKey, records: &Records) -> Result<(), Error> {
-        self.refuse_existing(key)?;
-        if let Some(record) = records.open(key, Duration::ZERO)? {
-            release(self.document, self.environment, key, None)?;
+        if let Some(record) = record {
+            remove_link(&name)?;
+            free()?;
             record.remove()?;
         }
         Ok(())

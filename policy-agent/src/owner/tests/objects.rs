@@ -189,6 +189,7 @@ pub(super) fn attachment(container: &str, pod: Option<&str>, addresses: &[&str])
         port_mappings: Vec::new(),
         masquerade_beyond: Vec::new(),
         bandwidth: None,
+        undo: Default::default(),
         pod: pod.map(|name| PodRef {
             namespace: self::key(name).namespace,
             name: self::key(name).name,
