@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::admin::{Answer, Query};
 use crate::args::{Client, Output};
-use crate::owner::{PolicyStatus, Status};
+use crate::owner::{PolicyStatus, Status, TierStatus};
 
 /// An agent that holds the socket answers within this time, unless it is told to wait.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -103,7 +103,12 @@ pub fn policies(client: &Client) -> anyhow::Result<ExitCode> {
     let policies: Vec<PolicyStatus> = ask(&client.socket, &Query::Policies, ANSWER)?;
     print(client, &policies, || {
         for policy in &policies {
-            println!("{}", policy.policy);
+            match &policy.tier {
+                None => println!("{}", policy.policy),
+                Some(TierStatus { name, priority }) => {
+                    println!("{} ({name} tier, priority {priority})", policy.policy);
+                }
+            }
             for (direction, pods) in [
                 ("ingress", &policy.isolates_ingress),
                 ("egress", &policy.isolates_egress),

@@ -12,10 +12,15 @@
 //!
 //! Two pods share a group when the same policies select them. Where one direction of a
 //! pod is isolated by no policy, its binding says so and there is no chain.
+//!
+//! The chain of a group that ClusterNetworkPolicies are part of begins with a jump to the chain
+//! of its Admin tier, and ends with one to that of its Baseline tier unless NetworkPolicies
+//! isolate the pod; groups share these chains ([`tiers`]).
 
 mod hash;
 mod rules;
 mod sets;
+mod tiers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -24,7 +29,7 @@ use dataplane::datatype::Bytes;
 use dataplane::desired::Desired;
 use dataplane::layout::INET;
 use dataplane::layout::denials::{self, Denials};
-use dataplane::layout::policy::{Direction, isolated};
+use dataplane::layout::policy::{self, Direction, isolated};
 use dataplane::layout::services::HAIRPIN;
 use dataplane::object::{Chain, Element, IpFamily, Key, Name};
 use dataplane::rule::{Rule, Verdict};
@@ -32,9 +37,11 @@ use proxy::model::ObjectKey;
 use serde::{Deserialize, Serialize};
 
 use crate::index::{Index, Owner};
+use crate::model::cluster_policy::Tier;
 use crate::model::{NetworkPolicy, Pod};
 use hash::short_hash;
 use sets::{Content, Sets};
+use tiers::{TierId, Tiers};
 
 /// Compiles policies into the desired state.
 #[derive(Debug)]
@@ -43,10 +50,13 @@ pub struct PolicyCompiler {
     denials: Denials,
     bindings: BTreeMap<IpAddr, Binding>,
     groups: BTreeMap<GroupId, Group>,
+    tiers: Tiers,
     sets: Sets,
     dirty_addresses: BTreeSet<IpAddr>,
     dirty_pods: BTreeSet<ObjectKey>,
     dirty_policies: BTreeSet<ObjectKey>,
+    dirty_cluster_policies: BTreeSet<String>,
+    nodes_are_dirty: bool,
 }
 
 /// What an address of this node is bound to.
@@ -69,9 +79,16 @@ enum Isolation {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct GroupId {
     direction: Direction,
-    /// No other policy selects it: the packet is judged, told of and let go on.
+    /// The Admin tier, unless it is empty.
+    admin: Option<TierId>,
+    /// No NetworkPolicy isolates it but these, which are audited: the packet is judged, told
+    /// of and let go on.
     is_audit: bool,
+    /// NetworkPolicies by key.
     policies: Vec<ObjectKey>,
+    /// The Baseline tier, unless it is empty. None where NetworkPolicies isolate the pod:
+    /// nothing comes after them.
+    baseline: Option<TierId>,
 }
 
 #[derive(Debug)]
@@ -90,6 +107,9 @@ pub struct PolicySummary {
     pub bound_addresses: usize,
     /// Groups, which are chains.
     pub groups: usize,
+    /// Chains of tiers of ClusterNetworkPolicies, which groups share.
+    #[serde(default)]
+    pub tiers: usize,
     /// Sets of peers, blocks and named ports, both families.
     pub sets: usize,
 }
@@ -102,10 +122,13 @@ impl PolicyCompiler {
             denials: Denials::default(),
             bindings: BTreeMap::new(),
             groups: BTreeMap::new(),
+            tiers: Tiers::default(),
             sets: Sets::default(),
             dirty_addresses: BTreeSet::new(),
             dirty_pods: BTreeSet::new(),
             dirty_policies: BTreeSet::new(),
+            dirty_cluster_policies: BTreeSet::new(),
+            nodes_are_dirty: false,
         }
     }
 
@@ -125,6 +148,16 @@ impl PolicyCompiler {
         self.dirty_policies.insert(policy);
     }
 
+    /// The ClusterNetworkPolicy of that name is new, gone or different.
+    pub fn cluster_policy_changed(&mut self, policy: String) {
+        self.dirty_cluster_policies.insert(policy);
+    }
+
+    /// Labels or addresses of nodes have changed.
+    pub const fn nodes_changed(&mut self) {
+        self.nodes_are_dirty = true;
+    }
+
     /// Addresses that an attachment holds now, or no longer.
     pub fn addresses_changed(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
         self.dirty_addresses.extend(addresses);
@@ -135,15 +168,26 @@ impl PolicyCompiler {
         PolicySummary {
             bound_addresses: self.bindings.len(),
             groups: self.groups.len(),
+            tiers: self.tiers.len(),
             sets: self.sets.len() * 2,
         }
     }
 
     /// The pods of this node that the policy isolates, against egress and ingress.
     pub fn isolated_by(&self, policy: &ObjectKey) -> [Vec<String>; 2] {
+        self.pods_with(|group| !group.is_audit && group.policies.contains(policy))
+    }
+
+    /// The pods of this node to whose egress and ingress the ClusterNetworkPolicy's rules
+    /// apply.
+    pub fn selected_by(&self, policy: &str) -> [Vec<String>; 2] {
+        self.pods_with(|group| group.tiers().any(|tier| tier.contains(policy)))
+    }
+
+    fn pods_with(&self, is_meant: impl Fn(&GroupId) -> bool) -> [Vec<String>; 2] {
         let by = |isolation: &Isolation| match isolation {
             Isolation::Open => false,
-            Isolation::By(group) => !group.is_audit && group.policies.contains(policy),
+            Isolation::By(group) => is_meant(group),
         };
         let pods = |side: fn(&Binding) -> &Isolation| -> Vec<String> {
             let isolated = self.bindings.values().filter(|binding| by(side(binding)));
@@ -161,9 +205,23 @@ impl PolicyCompiler {
     pub fn sync(&mut self, index: &Index, desired: &mut Desired) -> bool {
         let pods = std::mem::take(&mut self.dirty_pods);
         let policies = std::mem::take(&mut self.dirty_policies);
+        let cluster_policies = std::mem::take(&mut self.dirty_cluster_policies);
         self.collect_addresses(&pods, &policies, index);
+        if !cluster_policies.is_empty() {
+            self.collect_all_addresses(index);
+        }
 
         let mut narrowed = self.sets.update(&pods, index, desired);
+        if std::mem::take(&mut self.nodes_are_dirty) {
+            narrowed |= self.sets.update_nodes(index, desired);
+        }
+        narrowed |= self.tiers.rewrite(
+            &cluster_policies,
+            self.denials,
+            index,
+            &mut self.sets,
+            desired,
+        );
         narrowed |= self.rewrite_groups(&policies, index, desired);
         for address in std::mem::take(&mut self.dirty_addresses) {
             narrowed |= self.rebind(address, index, desired);
@@ -197,6 +255,18 @@ impl PolicyCompiler {
                 self.dirty_addresses.extend(index.addresses(pod));
             }
         }
+    }
+
+    /// A ClusterNetworkPolicy may select any pod.
+    fn collect_all_addresses(&mut self, index: &Index) {
+        self.dirty_addresses.extend(self.bindings.keys());
+        let attached = index.attachments().values();
+        let attached = attached.flat_map(|at| at.ips.iter().copied());
+        self.dirty_addresses.extend(attached);
+        let pods = index.pods.values();
+        let here = pods.filter(|pod| pod.node.as_deref() == Some(&self.node));
+        self.dirty_addresses
+            .extend(here.flat_map(|pod| index.addresses(pod)));
     }
 
     /// Groups of which a policy has changed; those of which one is gone lose their last
@@ -269,7 +339,10 @@ impl PolicyCompiler {
             Owner::Pod(pod) => {
                 let is_here = is_held || pod.node.as_deref() == Some(&self.node);
                 let owns = || index.addresses(pod).contains(&address);
-                (is_here && owns()).then(|| Binding {
+                if !(is_here && owns() && tiers::are_known(pod, index)) {
+                    return None;
+                }
+                Some(Binding {
                     pod: Some(pod.key.clone()),
                     egress: isolation(pod, Direction::Egress, index),
                     ingress: isolation(pod, Direction::Ingress, index),
@@ -307,6 +380,10 @@ impl PolicyCompiler {
             group.users += 1;
             return;
         }
+        for tier in id.tiers() {
+            self.tiers
+                .acquire(tier, self.denials, index, &mut self.sets, desired);
+        }
         let used = write_chain(id, self.denials, index, &mut self.sets, desired);
         let group = Group {
             users: 1,
@@ -331,29 +408,15 @@ impl PolicyCompiler {
         for content in &group.used {
             self.sets.release(content, desired);
         }
+        for tier in id.tiers() {
+            self.tiers.release(tier, &mut self.sets, desired);
+        }
     }
 }
 
-impl GroupId {
-    fn chain(&self) -> Name {
-        self.direction.group_chain(&self.hash())
-    }
-
-    /// Only a group that audits has it.
-    fn audit_chain(&self) -> Name {
-        denials::audit_chain(self.direction, &self.hash())
-    }
-
-    fn hash(&self) -> String {
-        let policies: Vec<_> = self.policies.iter().map(ToString::to_string).collect();
-        let audit = if self.is_audit { "audit:" } else { "" };
-        short_hash(&format!("{audit}{}", policies.join(",")))
-    }
-}
-
-/// The policies of the pod's namespace that isolate it in the direction. Policies that are
-/// audited matter where there is no other: what they would deny is denied then already, and
-/// what they would allow, they do not.
+/// What selects the pod in the direction: tiers, and the policies of its namespace. Policies
+/// that are audited matter where there is no other: what they would deny is denied then
+/// already, and what they would allow, they do not.
 fn isolation(pod: &Pod, direction: Direction, index: &Index) -> Isolation {
     let isolates = |policy: &&NetworkPolicy| {
         let listed = match direction {
@@ -364,19 +427,30 @@ fn isolation(pod: &Pod, direction: Direction, index: &Index) -> Isolation {
     };
     let isolating = index.policies_in(&pod.key.namespace).filter(isolates);
     let (audited, enforced): (Vec<_>, Vec<_>) = isolating.partition(|policy| policy.audit);
-    let is_audit = enforced.is_empty();
-    let policies = if is_audit { audited } else { enforced };
-    if policies.is_empty() {
-        return Isolation::Open;
-    }
-    Isolation::By(GroupId {
+    let baseline = TierId::of(pod, Tier::Baseline, direction, index);
+    let group = GroupId {
         direction,
-        is_audit,
-        policies: policies.iter().map(|policy| policy.key.clone()).collect(),
-    })
+        admin: TierId::of(pod, Tier::Admin, direction, index),
+        is_audit: enforced.is_empty() && !audited.is_empty(),
+        baseline: baseline.filter(|_| enforced.is_empty()),
+        policies: match enforced.is_empty() {
+            true => keys(&audited),
+            false => keys(&enforced),
+        },
+    };
+    if group.policies.is_empty() && group.tiers().next().is_none() {
+        Isolation::Open
+    } else {
+        Isolation::By(group)
+    }
 }
 
-/// Writes the group's chain and returns the sets that it reads, which are acquired.
+fn keys(policies: &[&NetworkPolicy]) -> Vec<ObjectKey> {
+    policies.iter().map(|policy| policy.key.clone()).collect()
+}
+
+/// Writes the group's chain and returns the sets that it reads, which are acquired. The
+/// chains of its tiers are there already.
 fn write_chain(
     id: &GroupId,
     denials: Denials,
@@ -384,32 +458,35 @@ fn write_chain(
     sets: &mut Sets,
     desired: &mut Desired,
 ) -> Vec<Content> {
-    let mut writer = rules::Writer {
-        index,
-        sets,
-        desired: &mut *desired,
-        direction: id.direction,
-        allowed: if id.is_audit {
-            Verdict::Return
-        } else {
-            id.direction.allowed()
-        },
-        rules: Vec::new(),
-        used: Vec::new(),
-    };
+    let jump = |chain: Name| Rule::new().jump(chain);
+    let tier = |tier: &Option<TierId>| tier.as_ref().map(|tier| jump(tier.chain()));
+    let allowed = id.direction.allowed();
+    let chain = id.chain();
+    let mut rules: Vec<_> = tier(&id.admin).into_iter().collect();
+
+    let mut writer = rules::Writer::new(id.direction, index, sets, desired);
+    if id.is_audit {
+        writer.allowed = Verdict::Return;
+    }
+    if !id.policies.is_empty() {
+        writer.rules.extend(policy::to_itself(&writer.allowed));
+    }
     for policy in id.policies.iter().filter_map(|key| index.policies.get(key)) {
         writer.policy(policy);
     }
-    let (mut rules, used) = (writer.rules, writer.used);
-    let chain = id.chain();
+    let (mut of_policies, used) = (writer.rules, writer.used);
     if id.is_audit {
         let audit = id.audit_chain();
-        rules.extend(denials::report(&audit, denials));
-        desired.chain(&INET, &audit, Chain::regular(&id.comment(), rules));
-        rules = vec![
-            Rule::new().jump(audit),
-            Rule::new().verdict(id.direction.allowed()),
-        ];
+        of_policies.extend(denials::report(&audit, denials));
+        desired.chain(&INET, &audit, Chain::regular(&id.comment(), of_policies));
+        rules.push(jump(audit));
+    } else {
+        rules.extend(of_policies);
+    }
+    if id.is_audit || id.policies.is_empty() {
+        rules.extend(tier(&id.baseline));
+        let rest = Rule::new().verdict(allowed);
+        rules.push(rest.comment("no policy isolates it"));
     } else {
         rules.extend(denials::deny(id.direction, &chain, denials));
     }
@@ -418,17 +495,40 @@ fn write_chain(
 }
 
 impl GroupId {
+    fn tiers(&self) -> impl Iterator<Item = &TierId> {
+        self.admin.iter().chain(&self.baseline)
+    }
+
+    /// The policies in the order in which they are asked.
+    fn names(&self) -> Vec<String> {
+        let tier = |tier: &Option<TierId>| tier.iter().flat_map(TierId::names).collect::<Vec<_>>();
+        let policies = self.policies.iter().map(ToString::to_string);
+        let mut names = tier(&self.admin);
+        names.extend(policies);
+        names.extend(tier(&self.baseline));
+        names
+    }
+
+    fn chain(&self) -> Name {
+        self.direction.group_chain(&self.hash())
+    }
+
+    /// Only a group that audits has it.
+    fn audit_chain(&self) -> Name {
+        denials::audit_chain(self.direction, &self.hash())
+    }
+
+    fn hash(&self) -> String {
+        let audit = if self.is_audit { "audit:" } else { "" };
+        short_hash(&format!("{audit}{}", self.names().join(",")))
+    }
+
     fn comment(&self) -> String {
-        match &self.policies[..] {
-            [single] => format!("{} of {single}", self.direction.name()),
-            [first, rest @ ..] => {
-                format!(
-                    "{} of {first} and {} more",
-                    self.direction.name(),
-                    rest.len()
-                )
-            }
+        let direction = self.direction.name();
+        match &self.names()[..] {
             [] => String::new(),
+            [single] => format!("{direction} of {single}"),
+            [first, rest @ ..] => format!("{direction} of {first} and {} more", rest.len()),
         }
     }
 }

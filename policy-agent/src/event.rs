@@ -5,7 +5,7 @@ use std::fmt;
 
 use proxy::model::{EndpointSlice, ObjectKey, Service};
 
-use crate::model::{Namespace, NetworkPolicy, Node, Pod};
+use crate::model::{ClusterNetworkPolicy, Namespace, NetworkPolicy, Node, Pod};
 
 /// The kinds of objects that a source feeds.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -22,22 +22,28 @@ pub enum Kind {
     EndpointSlice,
     /// `networking.k8s.io/v1` NetworkPolicy.
     NetworkPolicy,
+    /// `policy.networking.k8s.io/v1alpha2` ClusterNetworkPolicy.
+    ClusterNetworkPolicy,
 }
 
 impl Kind {
     /// Every kind, in the order in which a source may deliver them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
         Self::Service,
         Self::EndpointSlice,
         Self::NetworkPolicy,
+        Self::ClusterNetworkPolicy,
     ];
 
     /// Whether objects of the kind live in a namespace.
     pub fn is_namespaced(self) -> bool {
-        !matches!(self, Self::Namespace | Self::Node)
+        !matches!(
+            self,
+            Self::Namespace | Self::Node | Self::ClusterNetworkPolicy
+        )
     }
 }
 
@@ -56,6 +62,8 @@ pub enum Object {
     EndpointSlice(EndpointSlice),
     /// A policy.
     NetworkPolicy(NetworkPolicy),
+    /// A policy of the cluster.
+    ClusterNetworkPolicy(ClusterNetworkPolicy),
 }
 
 /// A change of the desired state.
@@ -92,6 +100,7 @@ impl fmt::Display for Kind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::NetworkPolicy => "NetworkPolicy",
+            Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
         })
     }
 }
@@ -106,10 +115,29 @@ impl Object {
             Self::Service(_) => Kind::Service,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::NetworkPolicy(_) => Kind::NetworkPolicy,
+            Self::ClusterNetworkPolicy(_) => Kind::ClusterNetworkPolicy,
         }
     }
 
-    /// Its key; the namespace is empty for Namespaces and Nodes.
+    /// What stands for an object of the kind that cannot be read at all and was never read
+    /// before: a policy denies whatever it may have meant to deny. `None` for kinds that
+    /// are simply not there then.
+    pub fn unreadable(kind: Kind, key: &ObjectKey, reason: &str) -> Option<Self> {
+        let reason = reason.to_owned();
+        match kind {
+            Kind::NetworkPolicy => {
+                let policy = NetworkPolicy::unreadable(key.clone(), reason);
+                Some(Self::NetworkPolicy(policy))
+            }
+            Kind::ClusterNetworkPolicy => {
+                let policy = ClusterNetworkPolicy::unreadable(&key.name, reason);
+                Some(Self::ClusterNetworkPolicy(policy))
+            }
+            Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::EndpointSlice => None,
+        }
+    }
+
+    /// Its key; the namespace is empty for kinds without one.
     pub fn key(&self) -> ObjectKey {
         match self {
             Self::Namespace(namespace) => ObjectKey::new("", &namespace.name),
@@ -118,6 +146,7 @@ impl Object {
             Self::Service(service) => service.key.clone(),
             Self::EndpointSlice(slice) => slice.key.clone(),
             Self::NetworkPolicy(policy) => policy.key.clone(),
+            Self::ClusterNetworkPolicy(policy) => ObjectKey::new("", &policy.name),
         }
     }
 }

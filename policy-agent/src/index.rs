@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use dataplane::attachment::{Attachment, AttachmentKey};
 use proxy::model::ObjectKey;
 
-use crate::model::{Namespace, NetworkPolicy, Node, Pod};
+use crate::model::{ClusterNetworkPolicy, Namespace, NetworkPolicy, Node, Pod};
 
 /// Objects by key.
 #[derive(Default, Debug)]
@@ -26,6 +26,8 @@ pub struct Index {
     pub pods: BTreeMap<ObjectKey, Pod>,
     /// Policies.
     pub policies: BTreeMap<ObjectKey, NetworkPolicy>,
+    /// Policies of the cluster by name.
+    pub cluster_policies: BTreeMap<String, ClusterNetworkPolicy>,
     /// Keys of the Services; the objects are the proxy's.
     pub services: BTreeSet<ObjectKey>,
     /// Name of the Service of each EndpointSlice; the objects are the proxy's.

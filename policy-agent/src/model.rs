@@ -1,6 +1,7 @@
 //! Cluster objects as the index holds them: parsed once at the edge, no
 //! Kubernetes types past the constructors.
 
+pub mod cluster_policy;
 pub mod policy;
 pub mod selector;
 
@@ -9,6 +10,7 @@ use std::net::IpAddr;
 
 use proxy::model::{ObjectKey, Protocol};
 
+pub use cluster_policy::ClusterNetworkPolicy;
 pub use policy::NetworkPolicy;
 pub use selector::LabelSelector;
 

@@ -39,7 +39,7 @@ use crate::model::Pod;
 
 pub use commit::SyncError;
 pub use services::{NoLocalEndpoints, Observations, ServiceSummary};
-pub use status::{PolicyStatus, Problem, Status, Summary};
+pub use status::{PolicyStatus, Problem, Status, Summary, TierStatus};
 
 /// Settings of the owner.
 #[derive(Clone, Debug)]
@@ -170,7 +170,11 @@ impl<K: Kernel> Owner<K> {
                 if is_own {
                     self.set_zone(node.zone().map(str::to_owned));
                 }
-                self.index.nodes.insert(node.name.clone(), node);
+                let name = node.name.clone();
+                let old = self.index.nodes.insert(name.clone(), node);
+                if old.as_ref() != self.index.nodes.get(&name) {
+                    self.policies.nodes_changed();
+                }
                 if is_own {
                     self.node_addresses_changed();
                 }
@@ -200,6 +204,17 @@ impl<K: Kernel> Owner<K> {
                 self.index.policies.insert(key.clone(), policy);
                 self.policies.policy_changed(key);
             }
+            Object::ClusterNetworkPolicy(policy) => {
+                let name = policy.name.clone();
+                if self.index.cluster_policies.get(&name) == Some(&policy) {
+                    return;
+                }
+                for problem in &policy.problems {
+                    tracing::warn!(policy = name, problem, "part of a policy fails closed");
+                }
+                self.index.cluster_policies.insert(name.clone(), policy);
+                self.policies.cluster_policy_changed(name);
+            }
         }
     }
 
@@ -211,7 +226,9 @@ impl<K: Kernel> Owner<K> {
                 }
             }
             Kind::Node => {
-                self.index.nodes.remove(&key.name);
+                if self.index.nodes.remove(&key.name).is_some() {
+                    self.policies.nodes_changed();
+                }
                 if key.name == self.settings.node {
                     self.set_zone(None);
                     self.node_addresses_changed();
@@ -236,6 +253,11 @@ impl<K: Kernel> Owner<K> {
                     self.policies.policy_changed(key.clone());
                 }
             }
+            Kind::ClusterNetworkPolicy => {
+                if self.index.cluster_policies.remove(&key.name).is_some() {
+                    self.policies.cluster_policy_changed(key.name.clone());
+                }
+            }
         }
     }
 
@@ -253,6 +275,10 @@ impl<K: Kernel> Owner<K> {
             Kind::Service => self.index.services.iter().cloned().collect(),
             Kind::EndpointSlice => self.index.slices.keys().cloned().collect(),
             Kind::NetworkPolicy => self.index.policies.keys().cloned().collect(),
+            Kind::ClusterNetworkPolicy => {
+                let names = self.index.cluster_policies.keys();
+                names.map(unnamespaced).collect()
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! Whether NetworkPolicies allow a flow, and why: the reference that the compiled
+//! Whether policies allow a flow, and why: the reference that the compiled
 //! ruleset is checked against.
 //!
 //! Written straight from the API's definition of isolation (`networking/v1` types.go,
@@ -12,23 +12,33 @@
 //! - The node this runs on may always reach its pods (kubelet probes). A pod's way to
 //!   the node is judged by the pod's egress rules.
 //! - Pods on the host network are the node: selectors never match them, ipBlocks do.
-//! - A pod always reaches itself.
+//! - A pod always reaches itself past NetworkPolicies. What it sends to its own address never
+//!   leaves it; what comes back by a Service is subject to ClusterNetworkPolicies.
 //! - Protocols without ports, ICMP among them, are allowed by rules without ports only.
 //!   (ICMP errors that belong to an allowed flow are conntrack's business, not a flow.)
 //! - Finished pods own no address; of several live pods that claim an address the newest
 //!   owns it.
-//! - A pod whose Namespace object is unknown matches no namespaceSelector.
+//! - A pod whose Namespace object is unknown matches no namespaceSelector, and is closed
+//!   where the subject of a ClusterNetworkPolicy hangs on it.
+//!
+//! ClusterNetworkPolicies (`policy.networking.k8s.io/v1alpha2`) are asked first (tier Admin)
+//! and last (tier Baseline), rule by rule in the order of precedence; the first rule that
+//! matches decides, for its side alone. NetworkPolicies are final for a pod that they
+//! isolate, in that direction: a pod that is only isolated against egress is still subject to
+//! the Baseline tier's ingress rules.
 
 mod cluster;
 mod explain;
 mod matching;
+mod tiers;
 
 use std::fmt;
 use std::net::IpAddr;
 
 use proxy::model::{ObjectKey, Protocol};
 
-use crate::model::NetworkPolicy;
+use crate::model::cluster_policy::ClusterRule;
+use crate::model::{ClusterNetworkPolicy, NetworkPolicy};
 
 pub use cluster::Cluster;
 
@@ -66,7 +76,7 @@ pub enum Path {
     NodeToPod,
     /// From the outside to a pod: ingress is judged.
     OutsideToPod,
-    /// From a pod to itself: never judged.
+    /// From a pod to itself: judged by ClusterNetworkPolicies alone.
     PodToItself,
     /// No pod takes part: not a matter of NetworkPolicy.
     NoPod,
@@ -97,7 +107,7 @@ pub struct Verdict<'a> {
 pub enum Judgement<'a> {
     /// This side has no pod that is subject to policy on this path.
     Exempt,
-    /// No policy isolates the pod in this direction.
+    /// No policy isolates the pod in this direction, and no tier decides.
     NotIsolated {
         /// The pod.
         pod: &'a ObjectKey,
@@ -118,6 +128,26 @@ pub enum Judgement<'a> {
         /// Every policy that isolates it in this direction, by name.
         isolating: Vec<&'a NetworkPolicy>,
     },
+    /// A rule of the Admin or Baseline tier accepts the flow.
+    Accepted {
+        /// The pod.
+        pod: &'a ObjectKey,
+        /// The rule.
+        by: ClusterRuleRef<'a>,
+    },
+    /// A rule of the Admin or Baseline tier denies the flow.
+    Refused {
+        /// The pod.
+        pod: &'a ObjectKey,
+        /// The rule.
+        by: ClusterRuleRef<'a>,
+    },
+    /// Which ClusterNetworkPolicies select the pod hangs on its Namespace object, which is
+    /// not known: denied.
+    Unknown {
+        /// The pod.
+        pod: &'a ObjectKey,
+    },
 }
 
 /// A rule of a policy, by position in the model.
@@ -131,6 +161,19 @@ pub struct RuleRef<'a> {
     pub rule: usize,
 }
 
+/// A rule of a ClusterNetworkPolicy, by position in the model.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ClusterRuleRef<'a> {
+    /// The policy.
+    pub policy: &'a ClusterNetworkPolicy,
+    /// Which list of rules.
+    pub direction: Direction,
+    /// Index in `spec.ingress` or `spec.egress`.
+    pub index: usize,
+    /// The rule there.
+    pub rule: &'a ClusterRule,
+}
+
 impl Verdict<'_> {
     /// Whether the flow may pass.
     pub fn is_allowed(&self) -> bool {
@@ -141,7 +184,13 @@ impl Verdict<'_> {
 impl Judgement<'_> {
     /// Whether this side lets the flow pass.
     pub fn is_allowed(&self) -> bool {
-        !matches!(self, Self::Denied { .. })
+        match self {
+            Self::Exempt
+            | Self::NotIsolated { .. }
+            | Self::Allowed { .. }
+            | Self::Accepted { .. } => true,
+            Self::Denied { .. } | Self::Refused { .. } | Self::Unknown { .. } => false,
+        }
     }
 }
 

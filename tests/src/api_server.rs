@@ -22,7 +22,7 @@ use crate::netns::NetNs;
 const POLL: Duration = Duration::from_millis(5);
 
 /// Kind, path and `apiVersion`.
-const RESOURCES: [(&str, &str, &str); 6] = [
+const RESOURCES: [(&str, &str, &str); 7] = [
     ("Namespace", "/api/v1/namespaces", "v1"),
     ("Node", "/api/v1/nodes", "v1"),
     ("Pod", "/api/v1/pods", "v1"),
@@ -36,6 +36,11 @@ const RESOURCES: [(&str, &str, &str); 6] = [
         "NetworkPolicy",
         "/apis/networking.k8s.io/v1/networkpolicies",
         "networking.k8s.io/v1",
+    ),
+    (
+        "ClusterNetworkPolicy",
+        "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies",
+        "policy.networking.k8s.io/v1alpha2",
     ),
 ];
 

@@ -20,7 +20,7 @@ use std::net::{IpAddr, SocketAddr};
 use crate::datatype::{Bytes, DataType, Type};
 use crate::desired::Desired;
 use crate::field::{Field, ct_status};
-use crate::layout::policy::{Direction, is_group};
+use crate::layout::policy::{Direction, direction_of_tier, is_group};
 use crate::layout::services::endpoint_type;
 use crate::layout::{INET, PerFamily, per_family, regular_chain};
 use crate::object::{Chain, Dynamic, Family, IpFamily, Key, Name, SetSpec, TableId};
@@ -42,6 +42,8 @@ const REMEMBERED: Dynamic = Dynamic {
 };
 /// Begins the name of a chain that only logs.
 const AUDIT: &str = "audit-";
+/// Ends the name of the chain that denies for a tier.
+const DENIED: &str = "-denied";
 /// `IPPROTO_TCP`.
 const TCP: u8 = 6;
 
@@ -64,6 +66,8 @@ pub struct Denials {
 pub enum Origin {
     /// No rule of the policy group with this chain allows the packet: it is denied.
     Group(Direction, Name),
+    /// A rule of the tier with this chain denies the packet.
+    Tier(Direction, Name),
     /// No rule of the audited policies with this chain allows the packet. It goes on.
     Audit(Direction, Name),
     /// The pod's address is bound to nothing: it is denied.
@@ -73,6 +77,9 @@ pub enum Origin {
 impl Origin {
     /// The origin that a prefix stands for; `None` for a prefix of others.
     pub fn parse(prefix: &str) -> Option<Self> {
+        if let Some(direction) = direction_of_tier(prefix) {
+            return Some(Self::Tier(direction, prefix.into()));
+        }
         let name = prefix.strip_prefix(AUDIT).unwrap_or(prefix);
         let (direction, rest) = Direction::BOTH
             .into_iter()
@@ -91,9 +98,10 @@ impl Origin {
     /// The direction that it judges.
     pub const fn direction(&self) -> Direction {
         match self {
-            Self::Group(direction, _) | Self::Audit(direction, _) | Self::Closed(direction) => {
-                *direction
-            }
+            Self::Group(direction, _)
+            | Self::Tier(direction, _)
+            | Self::Audit(direction, _)
+            | Self::Closed(direction) => *direction,
         }
     }
 }
@@ -108,11 +116,12 @@ pub(super) fn group_of_audit(chain: &Name) -> Option<&str> {
     chain.as_str().strip_prefix(AUDIT)
 }
 
-/// The end of a chain that denies what its rules have not allowed.
+/// The end of a chain that denies what its rules have not allowed, and the whole of one that
+/// denies for a tier; `chain` is whose denial it is.
 pub fn deny(direction: Direction, chain: &Name, denials: Denials) -> Vec<Rule> {
     let mut rules = logs(chain.as_str(), denials);
     let denied = Rule::new().counter().goto(denied_chain(direction));
-    rules.push(denied.comment("no rule allows it"));
+    rules.push(denied);
     rules
 }
 
@@ -121,6 +130,12 @@ pub fn report(chain: &Name, denials: Denials) -> Vec<Rule> {
     let mut rules = logs(chain.as_str(), denials);
     rules.push(Rule::new().counter().comment("would be denied"));
     rules
+}
+
+/// Name of the chain that the Deny rules of a tier's chain lead to: its rules are
+/// [`deny`].
+pub fn tier_denial_chain(tier: &Name) -> Name {
+    format!("{tier}{DENIED}").into()
 }
 
 fn logs(prefix: &str, denials: Denials) -> Vec<Rule> {
@@ -147,7 +162,7 @@ pub(super) fn closed_chain(direction: Direction) -> Name {
     format!("closed-{}", direction.name()).into()
 }
 
-/// Whether a rule's counter counts denied packets, and whether a group denied them
+/// Whether a rule's counter counts denied packets, and whether policies denied them
 /// (`false`: unknown addresses).
 pub fn counts_denials(chain: &Name) -> Option<(Direction, bool)> {
     Direction::BOTH.into_iter().find_map(|direction| {
@@ -155,7 +170,9 @@ pub fn counts_denials(chain: &Name) -> Option<(Direction, bool)> {
             return Some((direction, false));
         }
         let is_of = chain.as_str().starts_with(direction.name());
-        (is_of && is_group(chain)).then_some((direction, true))
+        let of_tier = chain.as_str().ends_with(DENIED)
+            && direction_of_tier(chain.as_str()) == Some(direction);
+        ((is_of && is_group(chain)) || of_tier).then_some((direction, true))
     })
 }
 
@@ -292,7 +309,9 @@ mod tests {
         for direction in Direction::BOTH {
             let group = direction.group_chain("0123");
             let audit = audit_chain(direction, "0123");
+            let tier = direction.tier_chain("admin", "0123");
             let cases = [
+                (tier.as_str(), Origin::Tier(direction, tier.clone())),
                 (group.as_str(), Origin::Group(direction, group.clone())),
                 (audit.as_str(), Origin::Audit(direction, audit.clone())),
                 (direction.name(), Origin::Closed(direction)),
@@ -302,7 +321,16 @@ mod tests {
                 assert_eq!(origin.direction(), direction);
             }
         }
-        for prefix in ["", "audit-", "audit-egress", "egress-", "egressx", "drop: "] {
+        for prefix in [
+            "tier-",
+            "tier-admin-egress",
+            "",
+            "audit-",
+            "audit-egress",
+            "egress-",
+            "egressx",
+            "drop: ",
+        ] {
             assert_eq!(Origin::parse(prefix), None, "{prefix}");
         }
     }
@@ -313,6 +341,12 @@ mod tests {
         assert_eq!(
             counts_denials(&chain("egress-0123")),
             Some((Direction::Egress, true))
+        );
+        let tier = Direction::Ingress.tier_chain("admin", "0123");
+        assert_eq!(counts_denials(&tier), None);
+        assert_eq!(
+            counts_denials(&tier_denial_chain(&tier)),
+            Some((Direction::Ingress, true))
         );
         assert_eq!(
             counts_denials(&chain("closed-ingress")),

@@ -40,6 +40,8 @@ const EGRESS_ALLOWED: &str = "egress-allowed";
 const FROM_POD: &str = "from-pod";
 const TO_POD: &str = "to-pod";
 const JUDGED: &str = "judged";
+/// What names of chains of tiers begin with.
+const TIER: &str = "tier-";
 
 /// `IPPROTO_ICMP`, `IPPROTO_ICMPV6`.
 const ICMP: [u8; 2] = [1, 58];
@@ -92,6 +94,12 @@ impl Direction {
         })
     }
 
+    /// Name of the chain with that hash of policies that are asked before or after those
+    /// of groups; what it does not decide returns.
+    pub fn tier_chain(self, tier: &str, hash: &str) -> Name {
+        format!("{TIER}{tier}-{}-{hash}", self.name()).into()
+    }
+
     /// Name of the chain of the group with that hash.
     pub fn group_chain(self, hash: &str) -> Name {
         format!("{}-{hash}", self.name()).into()
@@ -105,6 +113,41 @@ pub fn is_group(chain: &Name) -> bool {
         .into_iter()
         .find_map(|direction| name.strip_prefix(direction.name()));
     suffix.is_some_and(|rest| rest.starts_with('-')) && chain.as_str() != EGRESS_ALLOWED
+}
+
+/// The direction of a chain of a tier, or of the one that denies for it.
+pub(super) fn direction_of_tier(chain: &str) -> Option<Direction> {
+    let (_, rest) = chain.strip_prefix(TIER)?.split_once('-')?;
+    let is_of = |direction: &Direction| {
+        let hash = rest.strip_prefix(direction.name());
+        hash.is_some_and(|hash| hash.starts_with('-') && hash.len() > 1)
+    };
+    Direction::BOTH.into_iter().find(is_of)
+}
+
+/// The rules that stand for those of a chain of policies that the kernel refuses: they
+/// deny whatever is judged there. `None` for other chains, which nothing can stand for.
+pub fn closed(chain: &Name) -> Option<Vec<Rule>> {
+    if let Some(direction) = direction_of_tier(chain.as_str()) {
+        return Some(vec![Rule::new().goto(denials::denied_chain(direction))]);
+    }
+    // What comes back from a group's chain is denied.
+    is_group(chain).then(Vec::new)
+}
+
+/// The rules that let a pod have what it has sent to itself by a Service: no NetworkPolicy
+/// can keep it from that.
+pub fn to_itself(allowed: &Verdict) -> [Rule; 2] {
+    IpFamily::BOTH.map(|family| {
+        Rule::new()
+            .family(family)
+            .in_set(
+                &[family.saddr(), family.daddr()],
+                HAIRPIN.of(family).clone(),
+            )
+            .verdict(allowed.clone())
+            .comment("a pod cannot be kept from itself")
+    })
 }
 
 /// The generation that a ruleset has, see [`set_generation`].
@@ -192,19 +235,7 @@ fn install_verdict_chains(desired: &mut Desired) {
                 .vmap(&[own], direction.map(family).clone())
         })
     };
-    let itself = IpFamily::BOTH.map(|family| {
-        Rule::new()
-            .family(family)
-            .in_set(
-                &[family.saddr(), family.daddr()],
-                HAIRPIN.of(family).clone(),
-            )
-            .goto(ACCEPTED)
-            .comment("a pod cannot be kept from itself")
-    });
-
     let mut from_pod = vec![invalid.clone(), Rule::new().jump(JUDGED)];
-    from_pod.extend(itself);
     from_pod.extend(dispatch(Direction::Egress));
     from_pod.push(Rule::new().goto(denials::closed_chain(Direction::Egress)));
     regular_chain(desired, FROM_POD, "egress policy of the source", from_pod);

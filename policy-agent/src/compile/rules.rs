@@ -1,4 +1,4 @@
-//! The rules of a policy group's chain.
+//! The rules of a chain of policies.
 
 use std::collections::BTreeMap;
 
@@ -11,17 +11,22 @@ use proxy::model::Protocol;
 
 use super::sets::{Content, NamespacePeer, PodPeer, Sets};
 use crate::index::Index;
-use crate::model::NetworkPolicy;
+use crate::model::cluster_policy::Action;
 use crate::model::policy::{self, Peer, Peers, PortMatch, Ports};
+use crate::model::{ClusterNetworkPolicy, NetworkPolicy};
 
-/// A group's chain while it is written: acquires the sets that its rules read.
+/// A chain of policies while it is written: acquires the sets that its rules read.
 pub(super) struct Writer<'a> {
-    pub(super) index: &'a Index,
-    pub(super) sets: &'a mut Sets,
-    pub(super) desired: &'a mut Desired,
-    pub(super) direction: Direction,
-    /// What a rule that matches ends with.
+    index: &'a Index,
+    sets: &'a mut Sets,
+    desired: &'a mut Desired,
+    direction: Direction,
+    /// What a rule that allows ends with.
     pub(super) allowed: Verdict,
+    /// What a rule that denies ends with, if there can be one.
+    pub(super) denied: Verdict,
+    /// Whether the rule that is written denies or passes.
+    takes_away: bool,
     /// The rules so far.
     pub(super) rules: Vec<Rule>,
     /// The sets that they read, acquired once for each time they are listed.
@@ -40,35 +45,78 @@ enum PortTest {
     Named([Name; 2]),
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    /// A chain without rules.
+    pub(super) fn new(
+        direction: Direction,
+        index: &'a Index,
+        sets: &'a mut Sets,
+        desired: &'a mut Desired,
+    ) -> Self {
+        Self {
+            index,
+            sets,
+            desired,
+            direction,
+            allowed: direction.allowed(),
+            denied: Verdict::Drop,
+            takes_away: false,
+            rules: Vec::new(),
+            used: Vec::new(),
+        }
+    }
+
     /// Appends the rules of the policy in this direction.
     pub(super) fn policy(&mut self, policy: &NetworkPolicy) {
         let rules = match self.direction {
             Direction::Ingress => &policy.ingress,
             Direction::Egress => &policy.egress,
         };
+        let allowed = self.allowed.clone();
         for (i, rule) in rules.iter().flatten().enumerate() {
             let comment = format!("{} {}[{i}]", policy.key, self.direction.name());
-            self.rule(policy, rule, &comment);
+            self.rule(&policy.key.namespace, rule, &allowed, &comment);
         }
     }
 
-    fn rule(&mut self, policy: &NetworkPolicy, rule: &policy::Rule, comment: &str) {
-        let peers = self.peers(policy, &rule.peers);
+    /// Appends the rules of the policy in this direction. What they pass goes back to the
+    /// chain that asks.
+    pub(super) fn cluster_policy(&mut self, policy: &ClusterNetworkPolicy) {
+        let rules = match self.direction {
+            Direction::Ingress => &policy.ingress,
+            Direction::Egress => &policy.egress,
+        };
+        for (i, rule) in rules.iter().enumerate() {
+            let verdict = match rule.action {
+                Action::Accept => self.allowed.clone(),
+                Action::Deny => self.denied.clone(),
+                Action::Pass => Verdict::Return,
+            };
+            let comment = format!("{} {}[{i}]", policy.name, self.direction.name());
+            self.takes_away = rule.action != Action::Accept;
+            // Its peers name their namespaces themselves.
+            self.rule("", &rule.matches, &verdict, &comment);
+        }
+        self.takes_away = false;
+    }
+
+    /// A rule of a policy in that namespace.
+    fn rule(&mut self, namespace: &str, rule: &policy::Rule, verdict: &Verdict, comment: &str) {
+        let peers = self.peers(namespace, &rule.peers);
         let ports = self.ports(&rule.ports);
         for peer in &peers {
             for port in &ports {
-                self.combination(peer, port, comment);
+                self.combination(peer, port, verdict, comment);
             }
         }
     }
 
     /// One rule, or one for each family where a family's set is read.
-    fn combination(&mut self, peer: &PeerSet, port: &PortTest, comment: &str) {
-        let allowed = self.allowed.clone();
+    fn combination(&mut self, peer: &PeerSet, port: &PortTest, verdict: &Verdict, comment: &str) {
         if peer.is_none() && !matches!(port, PortTest::Named(_)) {
             let rule = port_test(Rule::new(), port, IpFamily::V4);
-            self.rules.push(rule.verdict(allowed).comment(comment));
+            self.rules
+                .push(rule.verdict(verdict.clone()).comment(comment));
             return;
         }
         for family in IpFamily::BOTH {
@@ -77,19 +125,20 @@ impl Writer<'_> {
                 let field = self.direction.peer_field(family);
                 rule = rule.in_set(&[field], of_family(names, family).clone());
             }
-            let rule = port_test(rule, port, family).verdict(allowed.clone());
+            let rule = port_test(rule, port, family).verdict(verdict.clone());
             self.rules.push(rule.comment(comment));
         }
     }
 
-    /// The sets of which the other side must be in one: pods and blocks apart, as blocks are
-    /// intervals. Empty: nobody matches.
-    fn peers(&mut self, policy: &NetworkPolicy, peers: &Peers) -> Vec<PeerSet> {
+    /// The sets of which the other side must be in one: pods, nodes and blocks apart, as blocks
+    /// are intervals. Empty: nobody matches.
+    fn peers(&mut self, namespace: &str, peers: &Peers) -> Vec<PeerSet> {
         let Peers::Of(peers) = peers else {
             return vec![None];
         };
         let mut pods = Vec::new();
         let mut blocks = Vec::new();
+        let mut nodes = Vec::new();
         for peer in peers {
             match peer {
                 Peer::Pods {
@@ -98,7 +147,7 @@ impl Writer<'_> {
                 } => pods.push(PodPeer {
                     namespaces: match namespaces {
                         Some(selector) => NamespacePeer::Selected(selector.clone()),
-                        None => NamespacePeer::Own(policy.key.namespace.clone()),
+                        None => NamespacePeer::Own(namespace.to_owned()),
                     },
                     pods: selector.clone(),
                 }),
@@ -107,13 +156,14 @@ impl Writer<'_> {
                     except.sort_unstable();
                     blocks.push((*cidr, except));
                 }
+                Peer::Nodes(selector) => nodes.push(selector.clone()),
             }
         }
         pods.sort_unstable();
         pods.dedup();
         blocks.sort_unstable();
         blocks.dedup();
-        let mut contents = Vec::new();
+        let mut contents: Vec<_> = nodes.into_iter().map(Content::Nodes).collect();
         if !pods.is_empty() {
             contents.push(Content::Pods(pods));
         }
@@ -152,7 +202,8 @@ impl Writer<'_> {
     }
 
     fn acquire(&mut self, content: Content) -> [Name; 2] {
-        let names = self.sets.acquire(&content, self.index, self.desired);
+        let (index, desired) = (self.index, &mut *self.desired);
+        let names = self.sets.acquire(&content, self.takes_away, index, desired);
         self.used.push(content);
         names
     }

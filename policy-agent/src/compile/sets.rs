@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::LazyLock;
 
 use dataplane::datatype::Bytes;
 use dataplane::desired::Desired;
@@ -28,6 +29,8 @@ pub(crate) enum Content {
     Pods(Vec<PodPeer>),
     /// `address . protocol . port` of every pod that has a port of the name.
     Named(Protocol, String),
+    /// Addresses of the nodes that the selector matches.
+    Nodes(LabelSelector),
     /// Addresses in one of the blocks and none of that block's excepts.
     Blocks(Vec<(IpNet, Vec<IpNet>)>),
 }
@@ -58,6 +61,8 @@ pub(crate) struct Sets {
 struct Shared {
     users: usize,
     names: [Name; 2],
+    /// A rule that denies or passes reads it: what comes in is cut off.
+    takes_away: bool,
     /// What each pod brings in.
     members: BTreeMap<ObjectKey, BTreeSet<Member>>,
 }
@@ -70,20 +75,24 @@ impl Sets {
         self.sets.len()
     }
 
-    /// The name of the set with that content, in use once more.
+    /// The name of the set with that content, in use once more: by a rule that allows, or by
+    /// one that takes away.
     pub(crate) fn acquire(
         &mut self,
         content: &Content,
+        takes_away: bool,
         index: &Index,
         desired: &mut Desired,
     ) -> [Name; 2] {
         if let Some(shared) = self.sets.get_mut(content) {
             shared.users += 1;
+            shared.takes_away |= takes_away;
             return shared.names.clone();
         }
         let names = content.names();
         let mut shared = Shared {
             users: 1,
+            takes_away,
             names: names.clone(),
             members: BTreeMap::new(),
         };
@@ -97,6 +106,11 @@ impl Sets {
                     desired.insert(&INET, shared.name(family), key, element);
                 }
             }
+        }
+        if let Content::Nodes(selector) = content {
+            let members = addresses_of_nodes(selector, index);
+            shared.add(&members, desired);
+            shared.members.insert(ALL_NODES.clone(), members);
         }
         for pod in content.candidates(index) {
             let brought = content.brought_by(pod, index);
@@ -125,7 +139,8 @@ impl Sets {
     }
 
     /// Brings the sets up to date with pods whose labels, namespace labels, addresses or
-    /// ports may have changed. Returns whether a set has lost a member.
+    /// ports may have changed. Returns whether a set has lost a member, or gained one that is
+    /// taken away from.
     pub(crate) fn update(
         &mut self,
         pods: &BTreeSet<ObjectKey>,
@@ -133,7 +148,9 @@ impl Sets {
         desired: &mut Desired,
     ) -> bool {
         let mut narrowed = false;
-        for (content, shared) in &mut self.sets {
+        let of_pods = |content: &Content| matches!(content, Content::Pods(_) | Content::Named(..));
+        let sets = self.sets.iter_mut();
+        for (content, shared) in sets.filter(|(content, _)| of_pods(content)) {
             // What goes first, what comes then: an address may move between two of
             // these pods.
             let mut coming = Vec::new();
@@ -156,11 +173,45 @@ impl Sets {
                 }
             }
             for members in coming {
+                narrowed |= shared.takes_away && !members.is_empty();
                 shared.add(&members, desired);
             }
         }
         narrowed
     }
+}
+
+impl Sets {
+    /// Brings the sets of nodes up to date. Returns the same as [`Sets::update`].
+    pub(crate) fn update_nodes(&mut self, index: &Index, desired: &mut Desired) -> bool {
+        let mut narrowed = false;
+        for (content, shared) in &mut self.sets {
+            let Content::Nodes(selector) = content else {
+                continue;
+            };
+            let now = addresses_of_nodes(selector, index);
+            let before = shared.members.remove(&*ALL_NODES).unwrap_or_default();
+            for (family, element) in before.difference(&now) {
+                desired.remove(&INET, shared.name(*family), element);
+                narrowed = true;
+            }
+            let coming: BTreeSet<_> = now.difference(&before).cloned().collect();
+            narrowed |= shared.takes_away && !coming.is_empty();
+            shared.add(&coming, desired);
+            shared.members.insert(ALL_NODES.clone(), now);
+        }
+        narrowed
+    }
+}
+
+/// Nodes may share an address, so they are members together, under a key that no pod has.
+static ALL_NODES: LazyLock<ObjectKey> = LazyLock::new(|| ObjectKey::new("", ""));
+
+fn addresses_of_nodes(selector: &LabelSelector, index: &Index) -> BTreeSet<Member> {
+    let nodes = index.nodes.values();
+    let selected = nodes.filter(|node| selector.matches(&node.labels));
+    let addresses = selected.flat_map(|node| node.addresses.iter().copied());
+    addresses.map(address_member).collect()
 }
 
 impl Shared {
@@ -183,6 +234,7 @@ impl Content {
         let kind = match self {
             Self::Pods(_) => "pods",
             Self::Named(..) => "named",
+            Self::Nodes(_) => "nodes",
             Self::Blocks(_) => "blocks",
         };
         let hash = short_hash(&format!("{self:?}"));
@@ -192,7 +244,7 @@ impl Content {
     fn spec(&self, family: IpFamily) -> SetSpec {
         let comment = shorten(self.to_string());
         match self {
-            Self::Pods(_) => SetSpec::set(peer_type(family), &comment),
+            Self::Pods(_) | Self::Nodes(_) => SetSpec::set(peer_type(family), &comment),
             Self::Named(..) => SetSpec::set(named_port_type(family), &comment),
             Self::Blocks(_) => SetSpec::intervals(peer_type(family), &comment),
         }
@@ -213,7 +265,7 @@ impl Content {
                     .collect()
             }
             Self::Named(..) => index.pods.values().collect(),
-            Self::Blocks(_) => Vec::new(),
+            Self::Nodes(_) | Self::Blocks(_) => Vec::new(),
         }
     }
 
@@ -227,7 +279,7 @@ impl Content {
                 .ports
                 .iter()
                 .any(|port| port.protocol == *protocol && port.name == *name),
-            Self::Blocks(_) => false,
+            Self::Nodes(_) | Self::Blocks(_) => false,
         }
     }
 
@@ -249,7 +301,7 @@ impl Content {
                     })
                     .collect()
             }
-            Self::Blocks(_) => BTreeSet::new(),
+            Self::Nodes(_) | Self::Blocks(_) => BTreeSet::new(),
         }
     }
 }
@@ -302,6 +354,7 @@ impl fmt::Display for Content {
                 Ok(())
             }
             Self::Named(protocol, name) => write!(f, "pods' ports named {name} ({protocol})"),
+            Self::Nodes(selector) => write!(f, "nodes {selector}"),
             Self::Blocks(blocks) => {
                 for (i, (cidr, except)) in blocks.iter().enumerate() {
                     let or = if i > 0 { " or " } else { "" };

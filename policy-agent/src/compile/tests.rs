@@ -1,6 +1,8 @@
 //! The compiler against the oracle: what the tracer says of the compiled rules is what the
 //! API says, however the state was reached.
 
+mod cluster;
+
 use std::net::IpAddr;
 
 use dataplane::desired::Desired;
@@ -16,8 +18,11 @@ use super::PolicyCompiler;
 use crate::index::Index;
 use crate::model::policy::{Peer, Peers, PortMatch, Ports, Rule};
 use crate::model::selector::Requirement;
-use crate::model::{ContainerPort, LabelSelector, Labels, Namespace, NetworkPolicy, Pod, PodPhase};
-use crate::verdict::{Cluster, Flow, Path, Transport};
+use crate::model::{
+    self, ClusterNetworkPolicy, ContainerPort, LabelSelector, Labels, Namespace, NetworkPolicy,
+    Pod, PodPhase,
+};
+use crate::verdict::{Cluster, Flow, Judgement, Transport};
 
 const NODE: &str = "n1";
 const NAMESPACES: [&str; 3] = ["x", "y", "z"];
@@ -33,6 +38,10 @@ enum Change {
     NoPod(ObjectKey),
     Policy(Box<NetworkPolicy>),
     NoPolicy(ObjectKey),
+    Node(model::Node),
+    NoNode(String),
+    ClusterPolicy(Box<ClusterNetworkPolicy>),
+    NoClusterPolicy(String),
 }
 
 /// What the owner does, without Services and a kernel.
@@ -90,6 +99,24 @@ impl Node {
                 self.index.policies.remove(&key);
                 self.compiler.policy_changed(key);
             }
+            Change::Node(node) => {
+                self.index.nodes.insert(node.name.clone(), node);
+                self.compiler.nodes_changed();
+            }
+            Change::NoNode(name) => {
+                self.index.nodes.remove(&name);
+                self.compiler.nodes_changed();
+            }
+            Change::ClusterPolicy(policy) => {
+                self.compiler.cluster_policy_changed(policy.name.clone());
+                self.index
+                    .cluster_policies
+                    .insert(policy.name.clone(), *policy);
+            }
+            Change::NoClusterPolicy(name) => {
+                self.index.cluster_policies.remove(&name);
+                self.compiler.cluster_policy_changed(name);
+            }
         }
     }
 
@@ -144,6 +171,10 @@ impl Node {
             self.index.pods.values().map(|pod| (pod, pod.ips.clone())),
             policies,
             [],
+        )
+        .with_cluster_policies(
+            self.index.cluster_policies.values(),
+            self.index.nodes.values(),
         )
     }
 }
@@ -344,6 +375,10 @@ fn change() -> impl Strategy<Value = Change> {
         2 => pod().prop_map(|pod| Change::NoPod(pod.key)),
         5 => policy().prop_map(|policy| Change::Policy(Box::new(policy))),
         1 => policy().prop_map(|policy| Change::NoPolicy(policy.key)),
+        1 => cluster::node().prop_map(Change::Node),
+        1 => cluster::node().prop_map(|node| Change::NoNode(node.name)),
+        4 => cluster::cluster_policy().prop_map(|policy| Change::ClusterPolicy(Box::new(policy))),
+        1 => cluster::cluster_policy().prop_map(|policy| Change::NoClusterPolicy(policy.name)),
     ]
 }
 
@@ -430,31 +465,33 @@ proptest! {
         for flow in flows() {
             let local = |ip: IpAddr| node.is_pod_link(ip);
             let (now, then) = (cluster.judge(&flow), audited.judge(&flow));
+            let sides = [
+                (policy::Direction::Egress, flow.source, &now.egress, &then.egress),
+                (policy::Direction::Ingress, flow.destination, &now.ingress, &then.ingress),
+            ];
             let mut wanted = Vec::new();
-            if now.path != Path::PodToItself {
-                let sides = [
-                    (policy::Direction::Egress, flow.source, &now.egress, &then.egress),
-                    (policy::Direction::Ingress, flow.destination, &now.ingress, &then.ingress),
-                ];
-                for (direction, ip, now, then) in sides {
-                    if !local(ip) {
-                        continue;
-                    }
-                    let is_known = cluster.owner(ip).is_some();
-                    if is_known && now.is_allowed() && then.is_allowed() {
-                        continue;
-                    }
-                    let goes_on = is_known && now.is_allowed();
-                    wanted.push((direction, is_known, goes_on));
-                    if !goes_on {
-                        break;
-                    }
+            for (direction, ip, now, then) in sides {
+                if !local(ip) {
+                    continue;
+                }
+                let is_known = cluster.owner(ip).is_some()
+                    && !matches!(now, Judgement::Unknown { .. });
+                let is_denied = |side: &Judgement<'_>| matches!(side, Judgement::Denied { .. });
+                // The Baseline tier comes after the audit, and may deny.
+                if is_known && is_denied(then) && !is_denied(now) {
+                    wanted.push((direction, true, true));
+                }
+                if !is_known || !now.is_allowed() {
+                    wanted.push((direction, is_known, false));
+                    break;
                 }
             }
             let logged: Vec<_> = node.forward(&flow).logged.iter().map(|prefix| {
                 match Origin::parse(prefix).expect("a prefix of ours") {
                     Origin::Closed(direction) => (direction, false, false),
-                    Origin::Group(direction, _) => (direction, true, false),
+                    Origin::Group(direction, _) | Origin::Tier(direction, _) => {
+                        (direction, true, false)
+                    }
                     Origin::Audit(direction, _) => (direction, true, true),
                 }
             }).collect();

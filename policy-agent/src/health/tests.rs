@@ -22,6 +22,7 @@ fn summary() -> Summary {
         policy: PolicySummary {
             bound_addresses: 8,
             groups: 9,
+            tiers: 0,
             sets: 10,
         },
         service_proxy: ServiceSummary {

@@ -35,6 +35,7 @@ pub struct NetworkPolicy {
 pub const AUDIT: &str = "trammel.io/audit";
 
 /// One entry of `spec.ingress` or `spec.egress`: any of the peers on any of the ports.
+/// A rule of a ClusterNetworkPolicy matches by the same parts.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Rule {
     /// `from` or `to`.
@@ -71,6 +72,8 @@ pub enum Peer {
         /// peer with an entry that cannot be parsed is left out as a whole.
         except: Vec<IpNet>,
     },
+    /// The addresses of nodes with these labels (ClusterNetworkPolicy `nodes`, egress).
+    Nodes(LabelSelector),
 }
 
 /// `ports` of a rule.

@@ -184,7 +184,7 @@ impl<K: Kernel> Owner<K> {
     }
 
     /// Leaves out of the desired state what the kernel refuses, so that the rest goes
-    /// through. A policy group that is refused becomes an empty chain: closed.
+    /// through. A chain of policies that is refused denies.
     fn take_out(
         &mut self,
         transaction: &Transaction,
@@ -214,8 +214,10 @@ impl<K: Kernel> Owner<K> {
                         refused.leave_out_element(desired, (table, set, key), &reason);
                     }
                 }
-                Some(Operation::AddRule { table, chain, .. }) if policy::is_group(chain) => {
-                    refused.empty_chain(desired, (table, chain), &reason);
+                Some(Operation::AddRule { table, chain, .. })
+                    if let Some(rules) = policy::closed(chain) =>
+                {
+                    refused.close_chain(desired, (table, chain), rules, &reason);
                 }
                 _ => {
                     self.look_again();

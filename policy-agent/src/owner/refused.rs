@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use dataplane::desired::Desired;
 use dataplane::object::{Chain, Element, Key, Name, TableId};
+use dataplane::rule::Rule;
 
 /// Everything that is left out, by its place.
 #[derive(Debug, Default)]
@@ -63,11 +64,12 @@ impl RefusedObjects {
         self.0.entry(place).or_insert(refused);
     }
 
-    /// Empties the chain: what leads there is denied.
-    pub(super) fn empty_chain(
+    /// Gives the chain the rules of [`policy::closed`](dataplane::layout::policy::closed).
+    pub(super) fn close_chain(
         &mut self,
         desired: &mut Desired,
         (table, chain): (&TableId, &Name),
+        rules: Vec<Rule>,
         reason: &str,
     ) {
         let place = Place::Chain(table.clone(), chain.clone());
@@ -76,11 +78,11 @@ impl RefusedObjects {
             return;
         }
         let wanted = desired.ruleset().tables[table].chains[chain].clone();
-        let emptied = Chain {
-            rules: Vec::new(),
+        let closed = Chain {
+            rules,
             ..wanted.clone()
         };
-        desired.chain(table, chain, emptied);
+        desired.chain(table, chain, closed);
         let refused = Refused {
             wanted: Wanted::Chain(wanted),
             object: chain.to_string(),

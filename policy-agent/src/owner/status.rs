@@ -50,7 +50,7 @@ pub struct Summary {
     pub policy_generation: u16,
     /// Number of Services.
     pub services: usize,
-    /// Number of policies.
+    /// Number of policies, ClusterNetworkPolicies among them.
     pub policies: usize,
     /// Number of pods that are known.
     pub pods: usize,
@@ -102,14 +102,26 @@ impl From<&manifests::Problem> for Problem {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyStatus {
-    /// `namespace/name`.
+    /// `namespace/name`, or the name alone of a ClusterNetworkPolicy.
     pub policy: String,
-    /// Pods of this node that it isolates against ingress.
+    /// Tier and priority of a ClusterNetworkPolicy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tier: Option<TierStatus>,
+    /// Pods of this node whose ingress it isolates, or is asked about.
     pub isolates_ingress: Vec<String>,
-    /// Pods of this node that it isolates against egress.
+    /// Pods of this node whose egress it isolates, or is asked about.
     pub isolates_egress: Vec<String>,
     /// What of it could not be understood.
     pub problems: Vec<String>,
+}
+
+/// Where a ClusterNetworkPolicy stands among the others.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct TierStatus {
+    /// `Admin` or `Baseline`.
+    pub name: String,
+    /// The lowest is asked first; equals by name.
+    pub priority: u16,
 }
 
 impl<K: Kernel> Owner<K> {
@@ -156,7 +168,7 @@ impl<K: Kernel> Owner<K> {
             repairs: progress.repairs,
             policy_generation: self.generation,
             services: self.index.services.len(),
-            policies: self.index.policies.len(),
+            policies: self.index.policies.len() + self.index.cluster_policies.len(),
             pods: self.index.pods.len(),
             unprogrammed: unprogrammed.count(),
             unusable: self.invalid.len() + progress.refused.len(),
@@ -181,6 +193,12 @@ impl<K: Kernel> Owner<K> {
                 reason: reason.clone(),
             })
         });
+        let in_cluster_policies = self.index.cluster_policies.values().flat_map(|policy| {
+            policy.problems.iter().map(|reason| Problem {
+                object: format!("ClusterNetworkPolicy {}", policy.name),
+                reason: reason.clone(),
+            })
+        });
         let of_services = self.proxy.services().flat_map(|service| {
             let object = format!("Service {}", service.key);
             service.problems.into_iter().map(move |reason| Problem {
@@ -195,6 +213,7 @@ impl<K: Kernel> Owner<K> {
         });
         invalid
             .chain(in_policies)
+            .chain(in_cluster_policies)
             .chain(of_services)
             .chain(refused)
             .collect()
@@ -205,20 +224,34 @@ impl<K: Kernel> Owner<K> {
         self.proxy.services().collect()
     }
 
-    /// The policies with the pods of this node that they isolate.
+    /// The policies with the pods of this node that they isolate: those of the Admin tier
+    /// first, in the order in which they are asked.
     pub fn policies(&self) -> Vec<PolicyStatus> {
-        let isolated = |key: &proxy::model::ObjectKey| self.policies.isolated_by(key);
-        let policies = self.index.policies.values();
-        policies
-            .map(|policy| {
-                let [egress, ingress] = isolated(&policy.key);
-                PolicyStatus {
-                    policy: policy.key.to_string(),
-                    isolates_ingress: ingress,
-                    isolates_egress: egress,
-                    problems: policy.problems.clone(),
-                }
-            })
-            .collect()
+        let mut of_cluster: Vec<_> = self.index.cluster_policies.values().collect();
+        of_cluster.sort_by(|a, b| a.precedence(b));
+        let of_cluster = of_cluster.into_iter().map(|policy| {
+            let [egress, ingress] = self.policies.selected_by(&policy.name);
+            PolicyStatus {
+                policy: policy.name.clone(),
+                tier: Some(TierStatus {
+                    name: policy.tier.to_string(),
+                    priority: policy.priority,
+                }),
+                isolates_ingress: ingress,
+                isolates_egress: egress,
+                problems: policy.problems.clone(),
+            }
+        });
+        let of_namespaces = self.index.policies.values().map(|policy| {
+            let [egress, ingress] = self.policies.isolated_by(&policy.key);
+            PolicyStatus {
+                policy: policy.key.to_string(),
+                tier: None,
+                isolates_ingress: ingress,
+                isolates_egress: egress,
+                problems: policy.problems.clone(),
+            }
+        });
+        of_cluster.chain(of_namespaces).collect()
     }
 }

@@ -9,6 +9,7 @@
 //! is that of `pkg/apis/*/validation` as far as the model depends on it.
 
 mod address;
+mod cluster_network_policy;
 mod endpoint_slice;
 mod namespace;
 mod network_policy;
@@ -25,6 +26,7 @@ use crate::event::{Kind, Object};
 use crate::model::Labels;
 
 pub use address::{parse_cidr, parse_ip};
+pub use cluster_network_policy::ClusterNetworkPolicy;
 
 /// Namespace of a namespaced object that names none.
 const DEFAULT_NAMESPACE: &str = "default";

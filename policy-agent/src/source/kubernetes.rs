@@ -30,7 +30,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::convert::Convert;
+use super::convert::{ClusterNetworkPolicy, Convert};
 use crate::event::{Event, Kind};
 use relist::Relist;
 
@@ -144,7 +144,12 @@ impl Watches {
         tasks.spawn(watches.clone().run::<core::Pod>(all.clone()));
         tasks.spawn(watches.clone().run::<core::Service>(served.clone()));
         tasks.spawn(watches.clone().run::<discovery::EndpointSlice>(served));
-        tasks.spawn(watches.run::<networking::NetworkPolicy>(all));
+        tasks.spawn(
+            watches
+                .clone()
+                .run::<networking::NetworkPolicy>(all.clone()),
+        );
+        tasks.spawn(watches.run::<ClusterNetworkPolicy>(all));
         receiver
     }
 
@@ -169,6 +174,11 @@ impl Watches {
             match next {
                 // The stream of a watcher has no end of its own.
                 None => return,
+                Some(Err(error)) if is_absent(K::KIND, &error) => {
+                    if !self.absent(K::KIND, &mut relist).await {
+                        return;
+                    }
+                }
                 Some(Err(error)) => self.broken(K::KIND, &error),
                 Some(Ok(change)) => {
                     // Init only says that a list is about to be asked for.
@@ -189,6 +199,21 @@ impl Watches {
                 }
             }
         }
+    }
+
+    /// The kind is not installed: there is no object of it. The watch goes on asking for it.
+    /// Returns whether there is anybody to go on for.
+    async fn absent(&self, kind: Kind, relist: &mut Relist) -> bool {
+        self.works(kind);
+        let Some(event) = relist.absent(kind) else {
+            return true;
+        };
+        tracing::info!(%kind, "not installed in this cluster, watched as soon as it is");
+        if !self.send(event).await {
+            return false;
+        }
+        self.set_state(kind, |state| !std::mem::replace(&mut state.listed, true));
+        true
     }
 
     /// Whether there is anybody to go on for.
@@ -238,6 +263,20 @@ fn is_expired(error: &watcher::Error) -> bool {
         watcher::Error::WatchError(status) => status.code == GONE,
         watcher::Error::WatchStartFailed(kube::Error::Api(status))
         | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code == GONE,
+        _ => false,
+    }
+}
+
+/// Whether the error says that the cluster has no such kind, which may be for kinds of
+/// custom resources only. An API server answers so once it knows what it serves, and 503
+/// before.
+fn is_absent(kind: Kind, error: &watcher::Error) -> bool {
+    const NOT_FOUND: u16 = 404;
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => {
+            kind == Kind::ClusterNetworkPolicy && status.code == NOT_FOUND
+        }
         _ => false,
     }
 }

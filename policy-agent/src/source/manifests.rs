@@ -14,7 +14,8 @@
 //! - a document that does not parse hides which objects it held, so objects that its
 //!   file had and no other document of it names stay;
 //! - a file that was just emptied is taken for one that is being written;
-//! - a NetworkPolicy that was never readable isolates its whole namespace.
+//! - a NetworkPolicy that was never readable isolates its whole namespace, a
+//!   ClusterNetworkPolicy all pods.
 //!
 //! Files are best replaced by rename. One that is written in place may be seen half
 //! written; it is read again at the next change.

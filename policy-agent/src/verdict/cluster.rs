@@ -3,16 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::matching::{Remote, rule_allows};
+use super::matching::{Remote, rule_matches};
 use super::{Direction, Flow, Judgement, Path, RuleRef, Verdict};
+use crate::model::cluster_policy::Tier;
 use crate::model::policy::Rule;
-use crate::model::{Namespace, NetworkPolicy, Pod};
+use crate::model::{ClusterNetworkPolicy, Namespace, NetworkPolicy, Node, Pod};
 
 /// Everything a verdict depends on, borrowed from wherever the objects live.
 #[derive(Debug, Default)]
 pub struct Cluster<'a> {
     namespaces: BTreeMap<&'a str, &'a Namespace>,
     policies: BTreeMap<&'a str, Vec<&'a NetworkPolicy>>,
+    /// In order of precedence.
+    pub(super) cluster_policies: Vec<&'a ClusterNetworkPolicy>,
+    /// Which nodes have the address.
+    nodes: BTreeMap<IpAddr, Vec<&'a Node>>,
     owners: BTreeMap<IpAddr, &'a Pod>,
     node_addresses: BTreeSet<IpAddr>,
 }
@@ -57,6 +62,23 @@ impl<'a> Cluster<'a> {
         view
     }
 
+    /// With these ClusterNetworkPolicies, and the nodes that their rules may name.
+    pub fn with_cluster_policies(
+        mut self,
+        policies: impl IntoIterator<Item = &'a ClusterNetworkPolicy>,
+        nodes: impl IntoIterator<Item = &'a Node>,
+    ) -> Self {
+        self.cluster_policies = policies.into_iter().collect();
+        self.cluster_policies.sort_by(|a, b| a.precedence(b));
+        for node in nodes {
+            for address in &node.addresses {
+                let of_address = self.nodes.entry(address.to_canonical()).or_default();
+                of_address.push(node);
+            }
+        }
+        self
+    }
+
     /// The pod that owns `address`.
     pub fn owner(&self, address: IpAddr) -> Option<&'a Pod> {
         self.owners.get(&address.to_canonical()).copied()
@@ -99,6 +121,11 @@ impl<'a> Cluster<'a> {
             .filter_map(move |policy| Some((*policy, rules(policy, direction)?)))
     }
 
+    /// The Namespace of the pod, where it is known.
+    pub(super) fn namespace(&self, pod: &Pod) -> Option<&'a Namespace> {
+        self.namespaces.get(pod.key.namespace.as_str()).copied()
+    }
+
     fn claim(&mut self, pod: &'a Pod, addresses: impl IntoIterator<Item = IpAddr>) {
         for address in addresses {
             let owner = self.owners.entry(address.to_canonical()).or_insert(pod);
@@ -131,9 +158,8 @@ impl<'a> Cluster<'a> {
         peer: Option<&'a Pod>,
         flow: &Flow,
     ) -> Judgement<'a> {
-        let isolating: Vec<_> = self.isolating(pod, direction).collect();
-        if isolating.is_empty() {
-            return Judgement::NotIsolated { pod: &pod.key };
+        if !self.knows_tiers_of(pod) {
+            return Judgement::Unknown { pod: &pod.key };
         }
         // Ports are the destination's: this pod's for ingress, the peer's for egress.
         let (address, ports_of) = match direction {
@@ -143,10 +169,27 @@ impl<'a> Cluster<'a> {
         let remote = Remote {
             address,
             pod: peer,
-            namespace: peer.and_then(|p| self.namespaces.get(p.key.namespace.as_str()).copied()),
+            namespace: peer.and_then(|p| self.namespace(p)),
+            nodes: self.nodes.get(&address).map_or(&[], Vec::as_slice),
         };
+        let tier = |tier| {
+            self.tier(tier, direction, pod, |rule| {
+                rule_matches(rule, "", &remote, flow, ports_of)
+            })
+        };
+        if let Some(decided) = tier(Tier::Admin) {
+            return decided;
+        }
+        let isolating: Vec<_> = self.isolating(pod, direction).collect();
+        if isolating.is_empty() {
+            let decided = tier(Tier::Baseline);
+            return decided.unwrap_or(Judgement::NotIsolated { pod: &pod.key });
+        }
+        if peer.is_some_and(|peer| peer.key == pod.key) {
+            return Judgement::Exempt;
+        }
         let by = isolating.iter().find_map(|(policy, rules)| {
-            let allows = |rule| rule_allows(rule, &policy.key.namespace, &remote, flow, ports_of);
+            let allows = |rule| rule_matches(rule, &policy.key.namespace, &remote, flow, ports_of);
             rules.iter().position(allows).map(|rule| RuleRef {
                 policy,
                 direction,
@@ -170,11 +213,17 @@ impl<'a> Cluster<'a> {
 
 impl Path {
     fn judges_egress(self) -> bool {
-        matches!(self, Self::PodToPod | Self::PodToNode | Self::PodToOutside)
+        matches!(
+            self,
+            Self::PodToPod | Self::PodToNode | Self::PodToOutside | Self::PodToItself
+        )
     }
 
     fn judges_ingress(self) -> bool {
-        matches!(self, Self::PodToPod | Self::OutsideToPod)
+        matches!(
+            self,
+            Self::PodToPod | Self::OutsideToPod | Self::PodToItself
+        )
     }
 }
 

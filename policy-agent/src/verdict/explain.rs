@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Judgement, Path, RuleRef, Verdict};
+use super::{ClusterRuleRef, Judgement, Path, RuleRef, Verdict};
 use crate::model::NetworkPolicy;
 
 /// `allowed: egress ...; ingress ...` or `denied: ...`, on one line.
@@ -31,7 +31,7 @@ impl fmt::Display for Path {
             Self::PodToOutside => "pod to outside",
             Self::NodeToPod => "this node to pod, exempt from policy",
             Self::OutsideToPod => "outside to pod",
-            Self::PodToItself => "pod to itself, exempt from policy",
+            Self::PodToItself => "pod to itself, exempt from NetworkPolicy",
             Self::NoPod => "no pod takes part",
         })
     }
@@ -43,6 +43,11 @@ impl fmt::Display for Judgement<'_> {
             Self::Exempt => f.write_str("nobody judged"),
             Self::NotIsolated { pod } => write!(f, "{pod} not isolated"),
             Self::Allowed { pod, by, .. } => write!(f, "{pod} allowed by {by}"),
+            Self::Accepted { pod, by } => write!(f, "{pod} allowed by {by}"),
+            Self::Refused { pod, by } => write!(f, "{pod} denied by {by}"),
+            Self::Unknown { pod } => {
+                write!(f, "{pod} denied: Namespace {} is not known", pod.namespace)
+            }
             Self::Denied { pod, isolating } => {
                 write!(
                     f,
@@ -61,6 +66,22 @@ impl fmt::Display for RuleRef<'_> {
             "{} spec.{}[{}]",
             self.policy.key, self.direction, self.rule
         )
+    }
+}
+
+/// `Admin quarantine spec.ingress[0] (no-lab)`
+impl fmt::Display for ClusterRuleRef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (policy, direction, index) = (self.policy, self.direction, self.index);
+        write!(
+            f,
+            "{} {} spec.{direction}[{index}]",
+            policy.tier, policy.name
+        )?;
+        match self.rule.name.as_str() {
+            "" => Ok(()),
+            name => write!(f, " ({name})"),
+        }
     }
 }
 

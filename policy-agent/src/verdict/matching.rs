@@ -1,10 +1,10 @@
-//! Whether one rule allows a flow.
+//! Whether one rule matches a flow.
 
 use std::net::IpAddr;
 
 use super::{Flow, Transport};
 use crate::model::policy::{Peer, Peers, PortMatch, Ports, Rule};
-use crate::model::{Namespace, Pod};
+use crate::model::{Namespace, Node, Pod};
 
 /// The end of a flow that a rule's `from` or `to` is about.
 pub(super) struct Remote<'a> {
@@ -14,11 +14,13 @@ pub(super) struct Remote<'a> {
     pub(super) pod: Option<&'a Pod>,
     /// The Namespace of that pod, where it is known.
     pub(super) namespace: Option<&'a Namespace>,
+    /// The nodes that have the address.
+    pub(super) nodes: &'a [&'a Node],
 }
 
-/// Whether a rule of a policy in `namespace` allows the flow. `ports_of` is the
+/// Whether a rule of a policy in `namespace` matches the flow. `ports_of` is the
 /// destination, if it is a pod: port names are looked up on it.
-pub(super) fn rule_allows(
+pub(super) fn rule_matches(
     rule: &Rule,
     namespace: &str,
     remote: &Remote<'_>,
@@ -43,6 +45,7 @@ fn peer_matches(peer: &Peer, namespace: &str, remote: &Remote<'_>) -> bool {
         Peer::IpBlock { cidr, except } => {
             cidr.contains(&remote.address) && !except.iter().any(|e| e.contains(&remote.address))
         }
+        Peer::Nodes(selector) => remote.nodes.iter().any(|n| selector.matches(&n.labels)),
         Peer::Pods { namespaces, pods } => {
             let Some(pod) = remote.pod else { return false };
             let in_namespace = match namespaces {

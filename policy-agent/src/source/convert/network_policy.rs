@@ -20,7 +20,7 @@ type MetaSelector = k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelecto
 
 /// What went wrong so far in one policy.
 #[derive(Default)]
-struct Problems(Vec<String>);
+pub(super) struct Problems(pub(super) Vec<String>);
 
 /// Which directions a policy isolates.
 struct Directions {
@@ -30,7 +30,7 @@ struct Directions {
 
 impl Problems {
     /// The value, or `None` with the error noted.
-    fn note<T>(&mut self, result: Result<T, ConvertError>) -> Option<T> {
+    pub(super) fn note<T>(&mut self, result: Result<T, ConvertError>) -> Option<T> {
         result.map_err(|e| self.0.push(e.to_string())).ok()
     }
 }
@@ -221,12 +221,15 @@ fn selectors(
     })
 }
 
-fn parse_selector(field: &str, selector: &MetaSelector) -> Result<LabelSelector, ConvertError> {
+pub(super) fn parse_selector(
+    field: &str,
+    selector: &MetaSelector,
+) -> Result<LabelSelector, ConvertError> {
     LabelSelector::parse(selector)
         .map_err(|e: SelectorError| ConvertError::conflict(field, e.to_string()))
 }
 
-fn parse_prefix(field: &str, text: &str) -> Result<IpNet, ConvertError> {
+pub(super) fn parse_prefix(field: &str, text: &str) -> Result<IpNet, ConvertError> {
     parse_cidr(text).ok_or_else(|| {
         ConvertError::value(
             field,

@@ -13,7 +13,6 @@ use kube::runtime::watcher::Event as Change;
 use proxy::model::ObjectKey;
 
 use crate::event::{Event, Kind, Object};
-use crate::model::NetworkPolicy;
 use crate::source::convert::{Convert, ConvertError, object_key};
 
 /// The state between changes.
@@ -74,6 +73,20 @@ impl Relist {
                 }
             },
         }
+    }
+
+    /// The kind is gone from the server, and all its objects with it. `None` where that is
+    /// known.
+    pub(super) fn absent(&mut self, kind: Kind) -> Option<Event> {
+        let was_listed = std::mem::replace(&mut self.has_listed, true);
+        if was_listed && self.known.is_empty() {
+            return None;
+        }
+        *self = Self {
+            has_listed: true,
+            ..Self::default()
+        };
+        Some(Event::Reset(kind, Vec::new()))
     }
 
     /// A list is complete.
@@ -148,12 +161,14 @@ impl Relist {
         }
     }
 
-    /// A policy of which no good state is known isolates its whole namespace.
+    /// A policy of which no good state is known denies whatever it may have meant to.
     fn invalid(&mut self, kind: Kind, key: ObjectKey, reason: String) -> Vec<Event> {
         let mut events = Vec::new();
-        if kind == Kind::NetworkPolicy && self.known.insert(key.clone()) {
-            let policy = NetworkPolicy::unreadable(key.clone(), reason.clone());
-            events.push(Event::Apply(Object::NetworkPolicy(policy)));
+        if !self.known.contains(&key)
+            && let Some(object) = Object::unreadable(kind, &key, &reason)
+        {
+            self.known.insert(key.clone());
+            events.push(Event::Apply(object));
         }
         events.push(Event::Invalid { kind, key, reason });
         events

@@ -303,3 +303,39 @@ async fn a_missing_kubeconfig_is_named() {
     };
     assert!(error.to_string().contains("/nonexistent/kubeconfig"));
 }
+
+/// netpol.md 85: the kind is a custom resource that a cluster need not have.
+#[tokio::test]
+async fn a_kind_that_is_not_installed_holds_nothing_up_and_is_watched_once_it_is() {
+    let resource = "clusternetworkpolicies";
+    let policy = json!({
+        "metadata": {"name": "guard", "resourceVersion": "4"},
+        "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}},
+    });
+    let script = Script::default()
+        .fail(resource, 404)
+        .fail(resource, 404)
+        .list(resource, 5, [policy]);
+    let mut running = Running::start(script).await;
+    let kind = Kind::ClusterNetworkPolicy;
+    assert_eq!(names(&running.next(kind).await), ('=', vec![]));
+    running
+        .until(kind, |state| state.listed && state.error.is_none())
+        .await;
+    // Told once, and then what comes.
+    let guard = vec!["guard".to_owned()];
+    assert_eq!(names(&running.next(kind).await), ('=', guard));
+    running.stop().await;
+}
+
+/// A kind that every cluster has is not taken for empty by an answer that is wrong.
+#[tokio::test]
+async fn a_kind_of_every_cluster_is_waited_for_however_the_server_answers() {
+    let script = Script::default().fail("networkpolicies", 404);
+    let mut running = Running::start(script).await;
+    let kind = Kind::NetworkPolicy;
+    running.until(kind, |state| state.error.is_some()).await;
+    assert!(!running.states.borrow()[&kind].listed);
+    assert_eq!(names(&running.next(kind).await), ('=', vec![]));
+    running.stop().await;
+}

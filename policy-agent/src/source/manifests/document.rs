@@ -15,7 +15,7 @@ use serde_saphyr::{MessageFormatter, UserMessageFormatter};
 use super::files::digest;
 use super::{Id, Problem};
 use crate::event::{Kind, Object};
-use crate::source::convert::{Convert, object_key};
+use crate::source::convert::{ClusterNetworkPolicy, Convert, object_key};
 
 /// What a file claims about one object.
 #[derive(Clone, Debug)]
@@ -210,6 +210,7 @@ impl Reader<'_> {
             Kind::Service => typed::<core::Service>(value),
             Kind::EndpointSlice => typed::<discovery::EndpointSlice>(value),
             Kind::NetworkPolicy => typed::<networking::NetworkPolicy>(value),
+            Kind::ClusterNetworkPolicy => typed::<ClusterNetworkPolicy>(value),
         };
         match result {
             Err(reason) => {
@@ -293,6 +294,10 @@ fn kind_of(api_version: &str, kind: &str) -> Result<Option<Kind>, (Kind, &'stati
         "Service" => (Kind::Service, "v1"),
         "EndpointSlice" => (Kind::EndpointSlice, "discovery.k8s.io/v1"),
         "NetworkPolicy" => (Kind::NetworkPolicy, "networking.k8s.io/v1"),
+        "ClusterNetworkPolicy" => (
+            Kind::ClusterNetworkPolicy,
+            "policy.networking.k8s.io/v1alpha2",
+        ),
         _ => return Ok(None),
     };
     let group = |version: &str| version.rsplit_once('/').map(|(group, _)| group.to_owned());
@@ -328,7 +333,8 @@ where
         }
     })?;
     // A policy with a field that we do not know, be it misspelt or newer than we are,
-    // says something that we would not do. For the other kinds a newer field is harmless.
+    // says something that we would not do. ClusterNetworkPolicy sees to that itself. For the
+    // other kinds a newer field is harmless.
     if K::KIND == Kind::NetworkPolicy {
         let known = serde_json::to_value(&object).map_err(|e| e.to_string())?;
         if let Some(path) = unknown_field(value, &known) {

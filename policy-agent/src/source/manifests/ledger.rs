@@ -11,7 +11,7 @@ use super::document::{self, Claim, ClaimState, Parsed};
 use super::files::FileState;
 use super::{Id, Problem};
 use crate::event::{Event, Kind, Object};
-use crate::model::{Namespace, NetworkPolicy};
+use crate::model::Namespace;
 
 /// For every object the first file, by name, that has it, and what it has.
 pub(super) type Winners<'a> = BTreeMap<&'a Id, (&'a Path, &'a Claim)>;
@@ -115,10 +115,11 @@ impl Ledger {
             return;
         }
         let (kind, key) = id.clone();
-        if kind == Kind::NetworkPolicy && !self.told.contains_key(id) {
-            let policy = NetworkPolicy::unreadable(key.clone(), reason.to_owned());
+        if !self.told.contains_key(id)
+            && let Some(object) = Object::unreadable(kind, &key, reason)
+        {
             self.told.insert(id.clone(), digest);
-            events.push(Event::Apply(Object::NetworkPolicy(policy)));
+            events.push(Event::Apply(object));
         }
         events.push(Event::Invalid {
             kind,

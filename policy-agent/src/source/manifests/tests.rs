@@ -99,7 +99,8 @@ fn the_first_scan_resets_every_kind_even_where_there_is_nothing() {
             "= Pod []",
             "= Service []",
             "= EndpointSlice []",
-            "= NetworkPolicy []"
+            "= NetworkPolicy []",
+            "= ClusterNetworkPolicy []"
         ]
     );
     assert!(folder.scan().is_empty());
@@ -123,11 +124,13 @@ fn reads_every_document_of_yaml_and_json_and_nested_lists() {
     ]}
     {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "second"}}"#;
     let yaml = format!(
-        "# a comment\n%YAML 1.2\n---\n{}---\n# nothing\n---\n{}...\n--- # one more\n{}",
+        "# a comment\n%YAML 1.2\n---\n{}---\n# nothing\n---\n{}...\n--- # one more\n{}---\n{}",
         service("web", "10.0.0.1"),
         policy("p"),
         "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4, endpoints: [],\n \
          metadata: {name: s, labels: {kubernetes.io/service-name: web}}}\n",
+        "{apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy, \
+         metadata: {name: guard}, spec: {tier: Admin, priority: 1, subject: {namespaces: {}}}}\n",
     );
     let mut folder = Folder::new(&[
         ("list.json", list),
@@ -142,7 +145,8 @@ fn reads_every_document_of_yaml_and_json_and_nested_lists() {
             "= Pod [x/a x/b]",
             "= Service [default/web]",
             "= EndpointSlice [default/s]",
-            "= NetworkPolicy [x/p]"
+            "= NetworkPolicy [x/p]",
+            "= ClusterNetworkPolicy [/guard]"
         ]
     );
     assert!(folder.problems().is_empty(), "{:?}", folder.problems());

@@ -113,6 +113,7 @@ impl World {
                     block.retain(|a| except.iter().all(|e| !e.contains(a)));
                     set.append(&mut block);
                 }
+                Peer::Nodes(_) => unreachable!("no NetworkPolicy has such a peer"),
                 Peer::Pods { namespaces, pods } => {
                     let of: BTreeSet<&str> = match namespaces {
                         None => [namespace].into(),
