@@ -21,14 +21,14 @@ use crate::config::Config;
 use crate::config::services::ServiceConfig;
 use crate::conntrack;
 use crate::health::Health;
-use crate::http;
 use crate::owner::{Owner, Settings};
 use crate::reaper::Reaper;
 use crate::records;
-use crate::runtime::{self, Mail, Periods};
+use crate::runtime::{self, Mail, Outlets, Periods};
 use crate::source::kubernetes::{self, Access, Watches};
 use crate::source::manifests::ManifestDir;
 use crate::source::manifests::watch::{ManifestWatch, POLL_INTERVAL};
+use crate::{health_check, http, loopback};
 
 /// Events between the watches and the owner; more than that delays the watches.
 const EVENTS: usize = 1024;
@@ -84,14 +84,20 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
             retry: services.sync_period,
             pause: services.min_sync_period,
         };
-        let (mail, thread) = runtime::start(owner, manifests, health.clone(), periods)
+        let outlets = Outlets::default();
+        let news = outlets.services.subscribe();
+        let (mail, thread) = runtime::start(owner, manifests, health.clone(), periods, outlets)
             .context("cannot start the owner's thread")?;
         let reaper = Reaper::start(&arguments.socket, arguments.reap_interval)
             .context("cannot start the reaper's thread")?;
-        let news = mail.clone();
-        let follow = addresses.follow(move |now| news.send(Mail::HostAddresses(now)).is_ok());
+        let owner = mail.clone();
+        let follow = addresses.follow(move |now| owner.send(Mail::HostAddresses(now)).is_ok());
+        let health_checks = health_check::serve(news.clone(), health.clone(), mail.clone());
+        let loopback = loopback::serve(news, mail.clone());
         let mut result = tokio::select! {
             result = serve(arguments, &services, socket, health, &mail, &reaper) => result,
+            () = health_checks => Err(anyhow!("the server of health checks has ended")),
+            () = loopback => Err(anyhow!("the listener on node ports has ended")),
             () = follow => Err(anyhow!("the kernel tells no more of the node's addresses")),
         };
         if reaper.stop().is_err() {

@@ -13,6 +13,7 @@
 mod commit;
 mod endpoints;
 mod flows;
+mod news;
 mod refused;
 mod services;
 mod status;
@@ -38,6 +39,7 @@ use crate::index::Index;
 use crate::model::Pod;
 
 pub use commit::SyncError;
+pub use news::ServiceNews;
 pub use services::{NoLocalEndpoints, Observations, ServiceSummary};
 pub use status::{PolicyStatus, Problem, Status, Summary, TierStatus};
 
@@ -237,7 +239,7 @@ impl<K: Kernel> Owner<K> {
             Kind::Pod => self.set_pod(key, None),
             Kind::Service => {
                 self.index.services.remove(key);
-                self.service_progress.service_changed();
+                self.service_progress.service_changed(key, None);
                 self.proxy.remove_service(key);
                 self.note_service(key, None);
             }
@@ -306,7 +308,7 @@ impl<K: Kernel> Owner<K> {
     fn set_service(&mut self, service: Service) {
         let key = service.key.clone();
         self.note_service(&key, Some(&service));
-        self.service_progress.service_changed();
+        self.service_progress.service_changed(&key, Some(&service));
         self.proxy.apply_service(service);
         self.index.services.insert(key);
     }

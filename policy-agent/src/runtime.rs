@@ -3,19 +3,22 @@
 //! Commits block for as long as the kernel takes, up to a tenth of a second for a cold
 //! start, so the owner has a thread of its own beside the asynchronous tasks that feed it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use dataplane::attachment::{Attachment, AttachmentKey};
 use dataplane::kernel::Kernel;
-use proxy::ServiceStatus;
-use tokio::sync::oneshot;
+use dataplane::object::IpFamily;
+use proxy::{NodePortEndpoints, ServiceStatus};
+use tokio::sync::{oneshot, watch};
 
 use crate::addresses::HostAddresses;
+use crate::complaint::Complaint;
 use crate::event::Event;
 use crate::health::Health;
-use crate::owner::{Owner, PolicyStatus, Problem, Status};
+use crate::owner::{Owner, PolicyStatus, Problem, ServiceNews, Status};
 use crate::source::manifests::ManifestDir;
 
 /// A sync waits this long after the last change, so that a burst is one transaction...
@@ -27,6 +30,8 @@ const RETRY: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 /// How often the kernel's tables are looked at for changes by others.
 const CHECK: Duration = Duration::from_millis(500);
+/// Who has found the complaints of a review.
+const OWNER: &str = "owner";
 /// How long after a sync everything is looked through, for what nobody waits for.
 const REVIEW: Duration = Duration::from_secs(2);
 
@@ -38,6 +43,8 @@ pub enum Mail {
     Rescan,
     /// The addresses of the node's interfaces.
     HostAddresses(HostAddresses),
+    /// Everything that is wrong now in the eyes of whom the name is of.
+    Complaints(&'static str, Vec<Complaint>),
     /// Somebody asks.
     Call(Call),
     /// Nothing: whoever sends it wants to know whether it can be sent.
@@ -81,6 +88,15 @@ pub enum Call {
     Policies(oneshot::Sender<Vec<PolicyStatus>>),
     /// What differs between the kernel and the desired state, a line each.
     Verify(oneshot::Sender<Result<Vec<String>, String>>),
+    /// Where connections of this node itself to a TCP node port lead.
+    NodePort {
+        /// The port.
+        port: u16,
+        /// Of the client.
+        family: IpFamily,
+        /// `None`: no Service has it.
+        reply: oneshot::Sender<Option<NodePortEndpoints>>,
+    },
 }
 
 /// Somebody who waits for a sync.
@@ -108,6 +124,18 @@ struct Runtime<K> {
     last_sync: Option<Instant>,
     /// When the next review is to be, if there is something to look at.
     review: Option<Instant>,
+    outlets: Outlets,
+    /// By who has found them.
+    complaints: BTreeMap<&'static str, Vec<Complaint>>,
+}
+
+/// Where the servers beside the owner read what they are to do.
+#[derive(Default)]
+pub struct Outlets {
+    /// Published after each sync that changes it.
+    pub services: watch::Sender<ServiceNews>,
+    /// Everything that is wrong.
+    pub complaints: watch::Sender<BTreeSet<Complaint>>,
 }
 
 /// How often to sync.
@@ -138,6 +166,7 @@ pub fn start<K: Kernel + Send + 'static>(
     manifests: Option<ManifestDir>,
     health: Health,
     periods: Periods,
+    outlets: Outlets,
 ) -> std::io::Result<(Sender<Mail>, JoinHandle<()>)> {
     let (sender, mailbox) = channel();
     let runtime = Runtime {
@@ -153,6 +182,8 @@ pub fn start<K: Kernel + Send + 'static>(
         periods,
         last_sync: None,
         review: None,
+        outlets,
+        complaints: BTreeMap::new(),
     };
     let thread = std::thread::Builder::new()
         .name("owner".into())
@@ -203,6 +234,10 @@ impl<K: Kernel> Runtime<K> {
                 self.note_change();
             }
             Mail::Rescan => self.rescan(),
+            Mail::Complaints(from, complaints) => {
+                self.complaints.insert(from, complaints);
+                self.tell_complaints();
+            }
             Mail::HostAddresses(addresses) => {
                 self.owner.set_host_addresses(addresses);
                 self.note_change();
@@ -275,8 +310,17 @@ impl<K: Kernel> Runtime<K> {
                         status.problems.push(Problem::from(problem));
                     }
                 }
+                // Those of the owner are in its status, and not as old as the last review.
+                let of_others = self.complaints.iter().filter(|(from, _)| **from != OWNER);
+                let of_others = of_others.flat_map(|(_, complaints)| complaints);
+                status.problems.extend(of_others.map(Problem::from));
                 answer(reply, status);
             }
+            Call::NodePort {
+                port,
+                family,
+                reply,
+            } => answer(reply, self.owner.node_port_endpoints(port, family)),
             Call::Services(reply) => answer(reply, self.owner.services()),
             Call::Policies(reply) => answer(reply, self.owner.policies()),
             Call::Verify(reply) => {
@@ -351,6 +395,7 @@ impl<K: Kernel> Runtime<K> {
                     let observations = self.owner.take_observations();
                     self.health.synced(&summary, &observations);
                     self.review.get_or_insert(Instant::now() + REVIEW);
+                    publish(&self.outlets.services, self.owner.service_news());
                 }
                 Err(error) => {
                     let error = error.to_string();
@@ -372,8 +417,15 @@ impl<K: Kernel> Runtime<K> {
     fn review_if_due(&mut self) {
         if self.review.is_some_and(|due| due <= Instant::now()) {
             self.review = None;
-            self.owner.review();
+            let complaints = self.owner.review();
+            self.complaints.insert(OWNER, complaints);
+            self.tell_complaints();
         }
+    }
+
+    fn tell_complaints(&self) {
+        let all = self.complaints.values().flatten().cloned().collect();
+        publish(&self.outlets.complaints, all);
     }
 
     fn check(&mut self) {
@@ -410,6 +462,15 @@ impl<K: Kernel> Runtime<K> {
         let error = self.last_error.clone();
         error.unwrap_or_else(|| "the deadline passed before the sync was done".to_owned())
     }
+}
+
+/// Wakes the readers only where something has changed.
+fn publish<T: PartialEq>(outlet: &watch::Sender<T>, now: T) {
+    outlet.send_if_modified(|value| {
+        let is_new = *value != now;
+        *value = now;
+        is_new
+    });
 }
 
 /// Whoever asked may have gone.

@@ -24,13 +24,17 @@ pub struct HealthCheck {
 impl Proxy {
     /// The health checks of this node, sorted by Service.
     pub fn health_checks(&self) -> impl Iterator<Item = HealthCheck> {
-        self.index.iter().filter_map(|(key, entry)| {
-            let port = port_of(entry.service.as_deref()?)?;
-            Some(HealthCheck {
-                service: key.clone(),
-                port,
-                local_endpoints: self.local_endpoints(&entry.slices),
-            })
+        let keys = self.index.iter().map(|(key, _)| key);
+        keys.filter_map(|key| self.health_check(key))
+    }
+
+    /// The health check of a Service, if it has one.
+    pub fn health_check(&self, service: &ObjectKey) -> Option<HealthCheck> {
+        let entry = self.index.get(service)?;
+        Some(HealthCheck {
+            service: service.clone(),
+            port: port_of(entry.service.as_deref()?)?,
+            local_endpoints: self.local_endpoints(&entry.slices),
         })
     }
 

@@ -26,6 +26,7 @@ mod index;
 mod intern;
 mod maps;
 pub mod model;
+mod node_ports;
 pub mod slots;
 mod status;
 mod surroundings;
@@ -50,6 +51,7 @@ use crate::topology::select;
 pub use crate::config::ProxyConfig;
 pub use crate::frontend::{FrontendId, FrontendKind};
 pub use crate::health::HealthCheck;
+pub use crate::node_ports::NodePortEndpoints;
 pub use crate::status::{EndpointStatus, FrontendState, FrontendStatus, ServiceStatus};
 pub use crate::topology::NodeIdentity;
 

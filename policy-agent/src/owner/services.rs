@@ -1,14 +1,20 @@
 //! What health, metrics and the proxy's servers need of the Services.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use dataplane::kernel::Kernel;
 use k8s_openapi::jiff::Timestamp;
-use proxy::model::EndpointSlice;
+use proxy::model::{EndpointSlice, ObjectKey, Service};
 use proxy::{FrontendKind, FrontendState, ProxyConfig};
 use serde::{Deserialize, Serialize};
 
 use super::Owner;
+use super::news::Served;
 use crate::addresses::HostAddresses;
+use crate::complaint::Complaint;
 use crate::config::services::{NodePortAddress, ServiceConfig};
+use crate::event::Kind;
 
 /// The Services in numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -65,8 +71,9 @@ pub(super) struct ServiceProgress {
     contested: usize,
     no_local_endpoints: NoLocalEndpoints,
     /// On which of the node's addresses node ports are served.
-    node_port_addresses: Vec<NodePortAddress>,
+    pub(super) node_port_addresses: Vec<NodePortAddress>,
     host: HostAddresses,
+    pub(super) served: Served,
 }
 
 impl Default for ServiceProgress {
@@ -82,13 +89,16 @@ impl Default for ServiceProgress {
             no_local_endpoints: NoLocalEndpoints::default(),
             node_port_addresses: vec![NodePortAddress::Primary],
             host: HostAddresses::default(),
+            served: Served::default(),
         }
     }
 }
 
 impl ServiceProgress {
-    pub(super) const fn service_changed(&mut self) {
+    /// The Service is new, different, or with `None` gone.
+    pub(super) fn service_changed(&mut self, key: &ObjectKey, service: Option<&Service>) {
         self.service_changes += 1;
+        self.served.note(key, service);
     }
 
     /// A slice has changed; `triggered` is [`EndpointSlice::triggered`].
@@ -142,14 +152,18 @@ impl<K: Kernel> Owner<K> {
     }
 
     pub(super) fn node_addresses_changed(&mut self) {
+        self.proxy.set_node_addresses(self.served_addresses());
+        self.dirty = true;
+    }
+
+    /// The addresses that node ports are served on.
+    pub(super) fn served_addresses(&self) -> BTreeSet<IpAddr> {
         let own = self.index.nodes.get(&self.settings.node);
         let of_node = own.map(|node| &*node.addresses).unwrap_or_default();
         let progress = &self.service_progress;
-        let served = progress
+        progress
             .host
-            .serve_node_ports(&progress.node_port_addresses, of_node);
-        self.proxy.set_node_addresses(served);
-        self.dirty = true;
+            .serve_node_ports(&progress.node_port_addresses, of_node)
     }
 
     pub(super) fn apply_slice(&mut self, slice: EndpointSlice) {
@@ -164,8 +178,10 @@ impl<K: Kernel> Owner<K> {
         std::mem::take(&mut self.service_progress.observations)
     }
 
-    /// Counts what takes a look at every Service: not to be done at every change.
-    pub fn review(&mut self) {
+    /// Counts what takes a look at every Service, and returns everything that is wrong: not
+    /// to be done at every change.
+    pub fn review(&mut self) -> Vec<Complaint> {
+        let mut complaints = Vec::new();
         let mut contested = 0;
         let mut no_local = NoLocalEndpoints::default();
         for service in self.proxy.services() {
@@ -181,9 +197,31 @@ impl<K: Kernel> Owner<K> {
             }
             no_local.internal += usize::from(drops[0]);
             no_local.external += usize::from(drops[1]);
+            let key = &service.key;
+            let problems = service.problems.into_iter();
+            complaints.extend(
+                problems.map(|problem| Complaint::of_service(key, "ServiceNotServed", problem)),
+            );
+        }
+        for (about, reason) in &self.invalid {
+            complaints.push(Complaint {
+                about: Some(about.clone()),
+                reason: "InvalidObject",
+                message: reason.clone(),
+            });
+        }
+        for policy in self.index.policies.values() {
+            for problem in &policy.problems {
+                complaints.push(Complaint {
+                    about: Some((Kind::NetworkPolicy, policy.key.clone())),
+                    reason: "PolicyPartlyIgnored",
+                    message: problem.clone(),
+                });
+            }
         }
         self.service_progress.contested = contested;
         self.service_progress.no_local_endpoints = no_local;
+        complaints
     }
 
     pub(super) fn service_summary(&self) -> ServiceSummary {

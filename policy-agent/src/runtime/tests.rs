@@ -81,8 +81,14 @@ impl Running {
         };
         let owner = Owner::new(settings, kernel.clone());
         let health = Health::new();
-        let (mail, thread) =
-            start(owner, manifests, health.clone(), Periods::default()).expect("a thread");
+        let (mail, thread) = start(
+            owner,
+            manifests,
+            health.clone(),
+            Periods::default(),
+            Outlets::default(),
+        )
+        .expect("a thread");
         Self {
             mail,
             thread: Some(thread),
