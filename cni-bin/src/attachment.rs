@@ -261,8 +261,9 @@ fn temporary(path: &Path) -> PathBuf {
     path.with_extension("tmp")
 }
 
-/// Writes a new file, synced: where records are on a disk, an empty one after a
-/// power cut would hide which addresses the kernel's rules still name.
+/// Writes a new file. Not synced, which costs more than all else that ADD does where
+/// records are on a disk: only the machine's death could lose it, and with the machine
+/// die the links and rules that it tells of.
 fn write_locked(path: &Path, attachment: &Attachment) -> io::Result<File> {
     // Left by a request that died. Its locked inode must not be reused.
     if let Err(error) = fs::remove_file(path)
@@ -273,7 +274,6 @@ fn write_locked(path: &Path, attachment: &Attachment) -> io::Result<File> {
     let mut file = File::create_new(path)?;
     file.lock()?;
     file.write_all(&serde_json::to_vec(attachment)?)?;
-    file.sync_data()?;
     Ok(file)
 }
 

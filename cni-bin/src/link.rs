@@ -41,9 +41,10 @@ use netlink_packet_route::route::{
     RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 
-use crate::netlink::Batch;
+use crate::netlink::{Batch, NetlinkError};
 use crate::netns::Netns;
 use crate::spec::result::Route;
 
@@ -115,6 +116,19 @@ pub struct PodEnd<'a> {
 /// much cheaper than asking by netlink.
 pub fn index(name: &str) -> Option<u32> {
     if_nametoindex(name).ok()
+}
+
+/// Whether the namespace of this thread has the interface: for those who undo or refuse
+/// by the answer, to whom "nobody knows" is not "no".
+pub fn exists(name: &str) -> Result<bool, NetlinkError> {
+    match if_nametoindex(name) {
+        Ok(_) => Ok(true),
+        Err(Errno::ENODEV | Errno::ENXIO) => Ok(false),
+        Err(errno) => Err(NetlinkError::Socket {
+            action: "look an interface up",
+            source: errno.into(),
+        }),
+    }
 }
 
 /// The Ethernet address of a host-side veth: from its name, so that it is known

@@ -172,7 +172,7 @@ pub fn free_dead_leases(
 /// Whether the attachment's veth exists. Its name and the record's have the same hash.
 fn has_link(record: &Path) -> bool {
     let hash = record.file_stem().and_then(|stem| stem.to_str());
-    hash.is_none_or(|hash| link::index(&AttachmentKey::host_ifname_of(hash)).is_some())
+    hash.is_none_or(|hash| link::exists(&AttachmentKey::host_ifname_of(hash)).unwrap_or(true))
 }
 
 /// Whether the record may be unfinished: a cheap look, before it is opened.
@@ -189,7 +189,7 @@ fn judge(record: &Record, attachment: &Attachment, boot: Option<&str>) -> Option
     if record.is_unfinished() {
         return Some(Cause::Unfinished);
     }
-    if link::index(&attachment.host_ifname).is_some() {
+    if link::exists(&attachment.host_ifname).unwrap_or(true) {
         return None;
     }
     let netns = match Netns::open(&attachment.netns) {
@@ -209,18 +209,16 @@ fn judge(record: &Record, attachment: &Attachment, boot: Option<&str>) -> Option
     if known.zip(netns.id()).is_some_and(|(then, now)| then != now) {
         return Some(Cause::NetnsReplaced);
     }
-    match interface_exists(&netns, &attachment.key.ifname) {
-        Ok(false) => Some(Cause::InterfaceGone),
-        Ok(true) | Err(_) => None,
-    }
+    let is_gone = interface_is_gone(&netns, &attachment.key.ifname);
+    is_gone.unwrap_or(false).then_some(Cause::InterfaceGone)
 }
 
-fn interface_exists(netns: &Netns, ifname: &str) -> Result<bool, NetnsError> {
+fn interface_is_gone(netns: &Netns, ifname: &str) -> Result<bool, NetnsError> {
     let home = Netns::own()?;
     let visit = netns.enter(&home)?;
-    let exists = link::index(ifname).is_some();
+    let exists = link::exists(ifname);
     visit.leave();
-    Ok(exists)
+    Ok(matches!(exists, Ok(false)))
 }
 
 #[cfg(test)]

@@ -225,14 +225,29 @@ impl Locked {
     /// Frees every address that the attachment holds, and returns them.
     /// One that cannot be freed does not keep the others.
     pub fn free_all_of(&self, owner: &Owner) -> Result<Vec<IpAddr>, StoreError> {
+        let mut addresses = self.addresses()?;
+        addresses.sort();
+        self.free_those_of(owner, addresses)
+    }
+
+    /// As [`free_all_of`](Self::free_all_of), of these addresses.
+    pub fn free_those_of(
+        &self,
+        owner: &Owner,
+        addresses: impl IntoIterator<Item = IpAddr>,
+    ) -> Result<Vec<IpAddr>, StoreError> {
         let mut freed = Vec::new();
         let mut failure = Ok(());
-        for lease in self.leases()? {
-            if lease.owner.is_ok_and(|holder| owner.holds(&holder)) {
-                match self.free(lease.ip) {
-                    Ok(()) => freed.push(lease.ip),
+        for ip in addresses {
+            let lease = self.lease(ip);
+            let held = |lease: &Lease| lease.owner.as_ref().is_ok_and(|holder| owner.holds(holder));
+            match lease.map(|lease| lease.is_some_and(|lease| held(&lease))) {
+                Ok(false) => {}
+                Ok(true) => match self.free(ip) {
+                    Ok(()) => freed.push(ip),
                     Err(error) => failure = Err(error),
-                }
+                },
+                Err(error) => failure = Err(error),
             }
         }
         failure.map(|()| freed)

@@ -32,7 +32,7 @@ pub fn release(
 pub fn release_recorded(attachment: &Attachment) -> Option<Result<Vec<IpAddr>, Error>> {
     let key = &attachment.key;
     if let Some(data_dir) = &attachment.undo.data_dir {
-        return Some(free(data_dir, key));
+        return Some(free_these(data_dir, key, &attachment.ips));
     }
     let plugin = attachment.undo.plugin.as_ref()?;
     let released = || {
@@ -41,6 +41,15 @@ pub fn release_recorded(attachment: &Attachment) -> Option<Result<Vec<IpAddr>, E
         release(&document, &environment, key, Some(&attachment.netns))
     };
     Some(released())
+}
+
+/// Frees those of these addresses that are the attachment's: no search among the leases
+/// of all the others.
+fn free_these(data_dir: &Path, key: &AttachmentKey, ips: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
+    let Some(locked) = Store::new(data_dir, &key.network).lock_existing(LOCK_TIMEOUT)? else {
+        return Ok(Vec::new());
+    };
+    Ok(locked.free_those_of(&owner(key), ips.iter().copied())?)
 }
 
 fn free(data_dir: &Path, key: &AttachmentKey) -> Result<Vec<IpAddr>, Error> {

@@ -83,7 +83,7 @@ pub fn tear_down(
 /// Removes a veth and with it its peer. `false`: there is none, so nobody pays
 /// for opening a socket.
 pub fn remove_link(name: &str) -> Result<bool, NetlinkError> {
-    if link::index(name).is_none() {
+    if !link::exists(name)? {
         return Ok(false);
     }
     let answers = Socket::open()?.ask(format!("remove {name}"), &link::removal(name))?;

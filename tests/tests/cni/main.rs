@@ -2,6 +2,7 @@
 //! what it leaves there, which is nothing.
 
 mod add;
+mod crash;
 mod delete;
 mod ipam;
 mod protocol;

@@ -197,7 +197,7 @@ impl Plan<'_> {
         free: impl FnOnce() -> Result<(), Error>,
     ) -> Result<(), Error> {
         let name = key.host_ifname();
-        let has_link = link::index(&name).is_some();
+        let has_link = link::exists(&name)?;
         let record = records.open(key, Duration::ZERO)?;
         if has_link && !record.as_ref().is_some_and(Record::is_unfinished) {
             let message = format!("attachment {key} exists already: DEL it first");
@@ -258,7 +258,7 @@ impl From<&Allocation> for Address {
 /// not say so itself. If the records cannot be read, it has.
 fn in_use(records: &Records, ip: IpAddr) -> bool {
     let holds = |attachment: &Attachment| {
-        attachment.ips.contains(&ip) && link::index(&attachment.host_ifname).is_some()
+        attachment.ips.contains(&ip) && link::exists(&attachment.host_ifname).unwrap_or(true)
     };
     records.list().map_or(true, |all| all.iter().any(holds))
 }
