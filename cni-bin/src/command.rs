@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use crate::agent::AgentError;
 use crate::attachment::RecordError;
 use crate::bridge::BridgeError;
+use crate::nat::NatError;
 use crate::netlink::NetlinkError;
 use crate::netns::{Netns, NetnsError};
 use crate::spec::{Code, Error, Target};
@@ -113,6 +114,21 @@ impl From<RecordError> for Error {
         let code = match &error {
             RecordError::Io { .. } => Code::Io,
             RecordError::Busy { .. } => Code::TryAgain,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<NatError> for Error {
+    fn from(error: NatError) -> Self {
+        let code = match error {
+            NatError::Taken { .. } => Code::AddressUnavailable,
+            NatError::NoAddress(_) => Code::InvalidConfig,
+            NatError::Lock { .. } => Code::Io,
+            NatError::Busy(_) => Code::TryAgain,
+            NatError::Records(error) => return error.into(),
+            NatError::Sysctl(error) => return error.into(),
+            NatError::Kernel(_) | NatError::Commit { .. } => Code::Kernel,
         };
         Self::new(code, error.to_string())
     }

@@ -7,9 +7,10 @@
 //!
 //! * [`spec`]: the wire protocol. Pure.
 //! * [`command`]: the verbs.
-//! * [`netlink`], [`link`], [`bridge`], [`netns`], [`sysctl`], [`mtu`]: the kernel.
-//!   Blocking, one thread, a handful of system calls. [`signals`]: ADD is not ended by
-//!   them half way.
+//! * [`netlink`], [`link`], [`bridge`], [`shaping`], [`netns`], [`sysctl`], [`mtu`]: the
+//!   kernel. Blocking, one thread, a handful of system calls. [`signals`]: ADD is not ended
+//!   by them half way.
+//! * [`nat`]: hostPorts and masquerading.
 //! * [`delegate`]: an IPAM plugin of others.
 //! * [`attachment`]: records of what was done. [`reap`]: those that nobody will undo.
 //!   [`agent`]: the conversation with the process that enforces policies.
@@ -21,9 +22,11 @@ pub mod command;
 pub mod delegate;
 pub mod link;
 pub mod mtu;
+pub mod nat;
 pub mod netlink;
 pub mod netns;
 pub mod reap;
+pub mod shaping;
 pub mod signals;
 pub mod spec;
 pub mod sysctl;

@@ -6,12 +6,14 @@
 //! versions of the specification.
 
 pub mod args;
+pub mod bandwidth;
 pub mod config;
 pub mod error;
 pub mod ipam;
 pub mod json;
 pub mod options;
 pub mod port;
+pub mod port_mappings;
 pub mod result;
 pub mod version;
 

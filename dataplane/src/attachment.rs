@@ -316,6 +316,17 @@ pub struct NetnsId {
     pub ino: u64,
 }
 
+impl Attachment {
+    /// Whose it is, for those who read a list: `namespace/name` of the pod, else the
+    /// container.
+    pub fn owner_name(&self) -> String {
+        match &self.pod {
+            Some(pod) => format!("{}/{}", pod.namespace, pod.name),
+            None => self.key.container_id.clone(),
+        }
+    }
+}
+
 /// Limits of a pod's traffic, as the pod sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Bandwidth {

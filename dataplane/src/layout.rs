@@ -2,11 +2,14 @@
 //!
 //! ```text
 //!  bridge prerouting -300  ports      a pod's port sends from its own addresses only
+//!  inet   prerouting -300  loopback   127.0.0.0/8 is this node's own
 //!  inet   prerouting -100  services   frontends -> endpoints       (and output -100)
+//!  inet   prerouting  -99  hostports  hostPorts -> pods             (and output  -99)
 //!  inet   forward       0  forward    unserved frontends; egress, then ingress policy
 //!  inet   input         0  input      unserved frontends; egress policy
 //!  inet   output        0  output     unserved frontends; a node's own traffic is exempt
 //!  inet   postrouting 100  masquerade what must come back through this node
+//!  inet   postrouting 101  hostports, masquerade: the same for hostPorts; pods that leave
 //! ```
 //!
 //! The rules do not grow with the cluster: a Service, an endpoint or a pod is a few
@@ -17,9 +20,12 @@
 //! [`GENERATION_MASK`]. Names of chains and sets may change between versions.
 
 pub mod denials;
+pub mod hostports;
+pub mod masquerade;
 pub mod policy;
 pub mod ports;
 pub mod services;
+pub mod standalone;
 
 use std::sync::LazyLock;
 
@@ -44,6 +50,8 @@ pub const GENERATION_MASK: u32 = 0xffff_0000;
 
 /// Before routing decisions, above everything that filters.
 const PRIORITY_PORTS: i32 = -300;
+/// `raw`: before conntrack and every translation.
+const PRIORITY_RAW: i32 = -300;
 /// `dstnat`.
 const PRIORITY_DSTNAT: i32 = -100;
 /// `filter`.
@@ -95,6 +103,8 @@ pub fn install(desired: &mut Desired, generation: u16) {
     desired.table(&INET);
     desired.table(&BRIDGE);
     services::install(desired);
+    hostports::install(desired);
+    masquerade::install(desired);
     policy::install(desired, generation);
     denials::set(desired, denials::Denials::default());
     ports::install(desired);

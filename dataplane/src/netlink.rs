@@ -12,10 +12,12 @@ mod decode;
 mod denials;
 mod dump;
 mod encode;
+mod host_port_flows;
 mod nflog;
 mod socket;
 mod uapi;
 
 pub use batch::Batch;
+pub use host_port_flows::HostPortFlows;
 pub use nflog::{LoggedPacket, PacketLog};
 pub use socket::Nftables;

@@ -1,19 +1,21 @@
-//! `cleanup`: removes exactly our own tables.
+//! `cleanup`: removes exactly our own tables, as if there had never been an agent.
 
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use dataplane::attachment::records_dir;
 use dataplane::diff::diff;
 use dataplane::kernel::Kernel;
 use dataplane::layout;
 use dataplane::netlink::Nftables;
-use dataplane::object::Ruleset;
 
 use crate::args::{Client, Output};
+use crate::records;
 
 /// Removes the tables of the network namespace that this runs in, and the socket file, so
-/// that the plugin no longer waits for an agent.
+/// that the plugin no longer waits for an agent. What is left is what the plugin writes
+/// itself on a node without one: hostPorts and masquerading of pods that still run.
 ///
 /// # Errors
 /// Where an agent is running, which would write them again, or the kernel refuses.
@@ -26,7 +28,10 @@ pub fn run(client: &Client) -> anyhow::Result<ExitCode> {
     }
     let mut kernel = Nftables::open()?;
     let observed = kernel.dump(&layout::tables())?;
-    kernel.commit(&diff(&observed, &Ruleset::default()))?;
+    let pods = records::read(&records_dir(&client.socket));
+    let running = pods.iter().filter(|pod| records::has_port(pod));
+    let left = layout::standalone::ruleset(running);
+    kernel.commit(&diff(&observed, &left))?;
     match std::fs::remove_file(&client.socket) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(error)
@@ -34,13 +39,26 @@ pub fn run(client: &Client) -> anyhow::Result<ExitCode> {
         }
         _ => {}
     }
-    let removed: Vec<_> = observed.tables.keys().map(ToString::to_string).collect();
+    let removed = observed.tables.keys();
+    let removed = removed.filter(|table| !left.tables.contains_key(*table));
+    let removed: Vec<_> = removed.map(ToString::to_string).collect();
+    let kept: Vec<_> = left.tables.keys().map(ToString::to_string).collect();
     match client.output {
-        Output::Json => println!("{}", serde_json::json!({ "removed": removed })),
-        Output::Text if removed.is_empty() => println!("there are no tables of ours"),
-        Output::Text => removed
-            .iter()
-            .for_each(|table| println!("removed table {table}")),
+        Output::Json => println!(
+            "{}",
+            serde_json::json!({ "removed": removed, "kept": kept })
+        ),
+        Output::Text if removed.is_empty() && kept.is_empty() => {
+            println!("there are no tables of ours");
+        }
+        Output::Text => {
+            for table in &removed {
+                println!("removed table {table}");
+            }
+            for table in &kept {
+                println!("kept in table {table}: hostPorts and masquerading of running pods");
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

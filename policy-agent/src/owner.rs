@@ -13,6 +13,7 @@
 mod commit;
 mod endpoints;
 mod flows;
+mod nat;
 mod news;
 mod refused;
 mod services;
@@ -71,6 +72,8 @@ pub struct Owner<K> {
     listed: BTreeSet<Kind>,
     /// Interfaces with pods, and the attachments behind each.
     interfaces: BTreeMap<String, BTreeSet<AttachmentKey>>,
+    /// Who wants which hostPort.
+    nat: nat::NatClaims,
     /// Objects that cannot be used, with the reason.
     invalid: BTreeMap<(Kind, ObjectKey), String>,
     /// Whether something has changed since the last sync.
@@ -97,6 +100,7 @@ impl<K: Kernel> Owner<K> {
             generation: 1,
             listed: BTreeSet::new(),
             interfaces: BTreeMap::new(),
+            nat: nat::NatClaims::default(),
             invalid: BTreeMap::new(),
             dirty: false,
             progress: commit::Progress::default(),
@@ -361,8 +365,9 @@ impl<K: Kernel> Owner<K> {
         self.policies.addresses_changed(addresses);
     }
 
-    /// The elements that let a port send.
+    /// The elements that let a port send, and that translate for it.
     fn want_port(&mut self, attachment: &Attachment) {
+        self.want_nat(attachment);
         let comment = attachment
             .pod
             .as_ref()
@@ -383,13 +388,14 @@ impl<K: Kernel> Owner<K> {
     }
 
     fn forget_port(&mut self, key: &AttachmentKey) {
-        let Some(attachment) = self.index.attachments().get(key) else {
+        let Some(attachment) = self.index.attachments().get(key).cloned() else {
             return;
         };
         if self.desired.ruleset().tables.is_empty() {
             return;
         }
-        for (family, key) in ports::senders(attachment) {
+        self.forget_nat(&attachment);
+        for (family, key) in ports::senders(&attachment) {
             self.desired
                 .remove(&BRIDGE, ports::SENDERS.of(family), &key);
         }

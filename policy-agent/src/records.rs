@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use dataplane::attachment::Attachment;
+use nix::net::if_::if_nametoindex;
 
-/// The attachments in the folder. A record that cannot be read is logged and left out: its
+/// The attachments in the folder. One whose port is gone has lost its hostPorts: they may be
+/// another's by now. A record that cannot be read is logged and left out: its
 /// port stays closed, as no attachment vouches for it.
 pub fn read(folder: &Path) -> Vec<Attachment> {
     let entries = match std::fs::read_dir(folder) {
@@ -30,7 +32,17 @@ pub fn read(folder: &Path) -> Vec<Attachment> {
         })
         .collect();
     records.sort_by(|a: &Attachment, b| a.key.cmp(&b.key));
+    for record in &mut records {
+        if !has_port(record) {
+            record.port_mappings.clear();
+        }
+    }
     records
+}
+
+/// Whether the host's end of the attachment exists.
+pub fn has_port(attachment: &Attachment) -> bool {
+    if_nametoindex(attachment.host_ifname.as_str()).is_ok()
 }
 
 #[cfg(test)]

@@ -5,10 +5,10 @@
 //!                                 |
 //!   agent <------- attach --------+                    (answers when it has bound the
 //!                                 |                     addresses to policies)
-//!   host namespace: one send: bridge? veth, port, neighbours
+//!   host namespace: one send: bridge? veth, port, neighbours; limits: one more
 //!   pod  namespace: one send: lo, addresses, up, routes
 //!                                 |
-//!   agent -------- answer ------->+----> result
+//!   agent -------- answer ------->+----> hostPorts, masquerading ----> result
 //! ```
 //!
 //! The agent works while the kernel does. Whatever fails, everything before it is
@@ -17,13 +17,15 @@
 //!
 //! * [`made`]: what there is to undo.
 //! * [`reserve`]: addresses and record.
-//! * [`connect`]: the links.
+//! * [`connect`]: the links and their limits.
+//! * [`translate`]: hostPorts and masquerading.
 //! * [`report`]: routes and the result.
 
 mod connect;
 mod made;
 mod report;
 mod reserve;
+mod translate;
 
 use std::net::IpAddr;
 
@@ -110,6 +112,8 @@ pub fn add<'a>(
         record: None,
         told_agent: false,
         link: false,
+        ifb: false,
+        nat: false,
     };
     match plan.attach(&mut made, agent, args.pod) {
         Ok(result) => Ok(Pending { result, made }),
@@ -148,6 +152,10 @@ impl Plan<'_> {
     ) -> Result<Value, Error> {
         let mut host = Socket::open()?;
         let endpoint = self.reserve_or_reap(made, pod)?;
+        if agent.is_none() {
+            // One that has started meanwhile may have read the records before ours was there.
+            agent = Agent::connect(&self.document.agent_socket, self.document.policy)?;
+        }
         if let Some(agent) = &mut agent {
             made.told_agent = true;
             agent.send(&Request::Attach {
@@ -161,6 +169,7 @@ impl Plan<'_> {
             // are, nothing passes.
             agent.answer(PROGRAM_TIMEOUT)?;
         }
+        self.translate(made, &endpoint.attachment, agent.is_none())?;
         self.result(endpoint, bridge)
     }
 }

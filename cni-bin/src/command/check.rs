@@ -11,8 +11,10 @@ use super::{LOCK_TIMEOUT, open_netns, owner, refuse_own};
 use crate::attachment::Records;
 use crate::delegate::Delegate;
 use crate::link;
+use crate::nat;
 use crate::netlink::observed::{Link, ObservedRoute};
 use crate::netlink::{Batch, Socket};
+use crate::shaping::Shaper;
 use crate::spec::args::ExtraArgs;
 use crate::spec::result::{Expected, Route};
 use crate::spec::{Code, Document, Environment, Error, Ipam, Target, Verb};
@@ -55,6 +57,10 @@ pub fn check(document: &Document, environment: &Environment, target: &Target) ->
     differences.extend(host_end(attachment, &mut host)?);
     let up = !document.config(&ExtraArgs::default())?.port.down;
     differences.extend(pod_end(target, index, up, &expected, &mut pod)?);
+    differences.extend(nat::differences(attachment)?);
+    if let Some(shaper) = Shaper::of(attachment) {
+        differences.extend(shaper.differences(&mut host)?);
+    }
     Error::collect(differences.into_iter().map(mismatch))
 }
 

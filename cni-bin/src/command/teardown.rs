@@ -4,13 +4,15 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use dataplane::attachment::{AttachmentKey, Request};
+use dataplane::attachment::{Attachment, AttachmentKey, Request};
 use nix::errno::Errno;
 
+use super::LOCK_TIMEOUT;
 use super::leases::{release, release_recorded};
 use crate::agent::Agent;
 use crate::attachment::Record;
 use crate::link;
+use crate::nat::{self, NodeLock};
 use crate::netlink::{NetlinkError, Socket};
 use crate::spec::{Document, Environment, Error, Policy};
 
@@ -59,6 +61,9 @@ pub fn tear_down(
         Ok(link) => done.link = link,
         Err(error) => done.errors.push(error.into()),
     }
+    if let Err(error) = remove_link(&key.ifb_name()) {
+        done.errors.push(error.into());
+    }
     let recorded = record
         .as_ref()
         .and_then(|record| record.attachment.as_ref());
@@ -68,16 +73,43 @@ pub fn tear_down(
         Ok(freed) => done.freed = freed,
         Err(error) => done.errors.push(error),
     }
-    if let Err(error) = tell_agent(agent_socket, key) {
+    let told = tell_agent(agent_socket, key);
+    let is_away = matches!(told, Ok(false));
+    done.errors.extend(told.err());
+    if let Some(attachment) = recorded
+        && let Err(error) = release_nat(agent_socket, attachment, is_away)
+    {
         done.errors.push(error);
     }
     if let Some(record) = record
         && done.errors.is_empty()
-        && let Err(error) = record.remove()
     {
-        done.errors.push(error.into());
+        done.errors.extend(record.remove().err().map(Error::from));
+        // One that has started meanwhile may have read the record.
+        if is_away && let Err(error) = tell_agent(agent_socket, key) {
+            done.errors.push(error);
+        }
     }
     done
+}
+
+/// Takes an attachment out of hostPorts and masquerading. Its port must be gone, and its
+/// elements too, unless the agent `is_away`.
+pub fn release_nat(
+    agent_socket: &Path,
+    attachment: &Attachment,
+    is_away: bool,
+) -> Result<(), Error> {
+    if !nat::concerns(attachment) {
+        return Ok(());
+    }
+    let lock = NodeLock::take(agent_socket, LOCK_TIMEOUT)?;
+    lock.close_loopback(attachment)?;
+    if is_away {
+        lock.write()?;
+    }
+    nat::forget_flows_to(attachment)?;
+    Ok(())
 }
 
 /// Removes a veth and with it its peer. `false`: there is none, so nobody pays
@@ -92,13 +124,14 @@ pub fn remove_link(name: &str) -> Result<bool, NetlinkError> {
     Ok(true)
 }
 
-/// An agent that is away is not waited for: it finds out from the records when it
-/// comes back.
-pub fn tell_agent(socket: &Path, key: &AttachmentKey) -> Result<(), Error> {
-    if let Some(mut agent) = Agent::connect(socket, Policy::Optional)? {
-        agent.ask(&Request::Detach {
-            attachment: key.clone(),
-        })?;
-    }
-    Ok(())
+/// Whether there was an agent to be told. One that is away is not waited for: it finds out
+/// from the records when it comes back.
+pub fn tell_agent(socket: &Path, key: &AttachmentKey) -> Result<bool, Error> {
+    let Some(mut agent) = Agent::connect(socket, Policy::Optional)? else {
+        return Ok(false);
+    };
+    agent.ask(&Request::Detach {
+        attachment: key.clone(),
+    })?;
+    Ok(true)
 }

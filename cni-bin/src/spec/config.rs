@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 
-use dataplane::attachment::{DEFAULT_SOCKET, MacAddr};
+use dataplane::attachment::{Bandwidth, DEFAULT_SOCKET, MacAddr, PortMapping};
 use ipam::store::DEFAULT_DATA_DIR;
 use serde_json::{Map, Value};
 
@@ -19,6 +19,7 @@ use super::options;
 use super::port::Port;
 use super::result::Dns;
 use super::version::Version;
+use super::{bandwidth, port_mappings};
 
 /// The bridge, unless told otherwise.
 pub const DEFAULT_BRIDGE: &str = "cbr0";
@@ -73,6 +74,12 @@ pub struct Config {
     pub pool: Option<Pool>,
     /// Name resolution for the result.
     pub dns: Dns,
+    /// Ports of the host that lead to the pod.
+    pub port_mappings: Vec<PortMapping>,
+    /// `ipMasq`: whether the pod is masqueraded outside of its networks.
+    pub ip_masq: bool,
+    /// The rates that the pod is held to.
+    pub bandwidth: Option<Bandwidth>,
 }
 
 /// One attachment that GC must keep.
@@ -139,7 +146,6 @@ impl Document {
     /// Reads and checks the rest.
     pub fn config(&self, args: &ExtraArgs) -> Result<Config, Error> {
         let root = Object::root(&self.root);
-        options::refuse_unsupported(&root)?;
         let port = Port::of(&root, &self.ipam)?;
         let pool = match self.ipam {
             Ipam::InProcess => Some(Pool::of(&root, args)?),
@@ -157,6 +163,9 @@ impl Document {
             dns: options::dns(&root, runtime.as_ref())?,
             port,
             pool,
+            port_mappings: port_mappings::port_mappings(&root, runtime.as_ref())?,
+            ip_masq: options::ip_masq(&root)?,
+            bandwidth: bandwidth::bandwidth(&root, runtime.as_ref())?,
         })
     }
 

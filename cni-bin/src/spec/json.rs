@@ -112,6 +112,15 @@ impl<'a> Object<'a> {
         })
     }
 
+    /// A number from 0 to 2^64 - 1.
+    pub fn large_number(&self, key: &str) -> Result<Option<u64>, Error> {
+        self.typed(
+            key,
+            "a number from 0 to 18446744073709551615",
+            Value::as_u64,
+        )
+    }
+
     /// An address.
     pub fn address(&self, key: &str) -> Result<Option<IpAddr>, Error> {
         let Some(text) = self.text(key)? else {

@@ -2,55 +2,23 @@
 
 use dataplane::attachment::MacAddr;
 use ipnet::IpNet;
-use serde_json::Value;
 
 use super::args::ExtraArgs;
 use super::error::Error;
 use super::json::Object;
 use super::result::{Dns, Route};
 
-/// What this plugin does not offer although the reference plugins do. Everything
-/// else that it does not know is ignored, as the specification says.
-pub fn refuse_unsupported(root: &Object<'_>) -> Result<(), Error> {
-    if root.boolean("ipMasq")? == Some(true) {
-        let advice = "leave masquerading to the agent or the node";
-        return Err(Error::unsupported("ipMasq", &Value::Bool(true), advice));
-    }
-    backend(root)?;
-    let Some(runtime) = root.object("runtimeConfig")? else {
-        return Ok(());
-    };
-    if let Some((value, _)) = runtime
-        .value("portMappings")
-        .zip(runtime.array("portMappings")?.first())
-    {
-        let advice = "chain the portmap plugin, which then declares the capability";
-        return Err(Error::unsupported(
-            "runtimeConfig.portMappings",
-            value,
-            advice,
-        ));
-    }
-    if let Some(bandwidth) = runtime.object("bandwidth")?
-        && !bandwidth.is_empty()
-    {
-        let value = runtime.value("bandwidth").unwrap_or(&Value::Null);
-        let advice = "chain the bandwidth plugin, which then declares the capability";
-        return Err(Error::unsupported("runtimeConfig.bandwidth", value, advice));
-    }
-    Ok(())
-}
-
-/// `ipMasqBackend` says how `ipMasq` is done, which is refused when asked for;
-/// a name that does not exist is a mistake in any case.
-fn backend(root: &Object<'_>) -> Result<(), Error> {
+/// `ipMasq`. `ipMasqBackend` says how the reference plugin does it; here it is nftables in any
+/// case. A name that does not exist is a mistake.
+pub fn ip_masq(root: &Object<'_>) -> Result<bool, Error> {
     match root.text("ipMasqBackend")? {
-        None | Some("iptables" | "nftables") => Ok(()),
+        None | Some("iptables" | "nftables") => {}
         Some(other) => {
             let advice = "the reference plugin knows iptables and nftables";
-            Err(Error::unsupported("ipMasqBackend", &other.into(), advice))
+            return Err(Error::unsupported("ipMasqBackend", &other.into(), advice));
         }
     }
+    Ok(root.boolean("ipMasq")?.unwrap_or(false))
 }
 
 /// `args.cni`, where a configuration carries what a runtime's capabilities do not.

@@ -43,6 +43,14 @@ const UDP: u8 = 17;
 /// Deletions of one datagram.
 const AT_ONCE: usize = 64;
 
+/// The two ends of a flow as its entry has them.
+pub(super) struct Flow {
+    /// Where it was sent.
+    pub(super) frontend: SocketAddr,
+    /// Who answers.
+    pub(super) endpoint: SocketAddr,
+}
+
 /// Deletes the entries of these flows and returns how many there were.
 pub(super) fn forget(kernel: &mut Nftables, stale: &[StaleFlow]) -> Result<usize, KernelError> {
     let mut deleted = 0;
@@ -56,13 +64,25 @@ pub(super) fn forget(kernel: &mut Nftables, stale: &[StaleFlow]) -> Result<usize
         if wanted.is_empty() {
             continue;
         }
-        let entries = find(kernel, family, &wanted)?;
-        for entries in entries.chunks(AT_ONCE) {
-            kernel.carry_out(DELETE, family.nfproto(), entries)?;
-        }
-        deleted += entries.len();
+        deleted += forget_where(kernel, family, UDP, |flow| {
+            wanted.contains(&(flow.frontend, flow.endpoint))
+        })?;
     }
     Ok(deleted)
+}
+
+/// Deletes the entries of a protocol's flows that are stale and returns how many there were.
+pub(super) fn forget_where(
+    kernel: &mut Nftables,
+    family: IpFamily,
+    protocol: u8,
+    is_stale: impl Fn(&Flow) -> bool,
+) -> Result<usize, KernelError> {
+    let entries = find(kernel, family, protocol, is_stale)?;
+    for entries in entries.chunks(AT_ONCE) {
+        kernel.carry_out(DELETE, family.nfproto(), entries)?;
+    }
+    Ok(entries.len())
 }
 
 /// What names each matching entry: its original tuple, and its ID, so that no later flow
@@ -70,19 +90,20 @@ pub(super) fn forget(kernel: &mut Nftables, stale: &[StaleFlow]) -> Result<usize
 fn find(
     kernel: &mut Nftables,
     family: IpFamily,
-    wanted: &BTreeSet<(SocketAddr, SocketAddr)>,
+    protocol: u8,
+    is_stale: impl Fn(&Flow) -> bool,
 ) -> Result<Vec<Vec<u8>>, KernelError> {
     let mut request = Vec::new();
     let mut writer = Writer(&mut request);
     writer.nest(TUPLE_ORIG, |w| {
-        w.nest(TUPLE_PROTO, |w| w.u8(PROTO_NUM, UDP));
+        w.nest(TUPLE_PROTO, |w| w.u8(PROTO_NUM, protocol));
     });
     writer.nest(FILTER, |w| {
         w.bytes(FILTER_ORIG_FLAGS, &FILTER_PROTO_NUM.to_ne_bytes());
     });
     let mut found = BTreeSet::new();
     let mut each = |entry: Attrs<'_>| {
-        if matches(entry, family, wanted) == Some(true) {
+        if flow(entry, family, protocol).is_some_and(|flow| is_stale(&flow)) {
             found.extend(identity(entry));
         }
     };
@@ -92,17 +113,15 @@ fn find(
     Ok(found.into_iter().collect())
 }
 
-fn matches(
-    entry: Attrs<'_>,
-    family: IpFamily,
-    wanted: &BTreeSet<(SocketAddr, SocketAddr)>,
-) -> Option<bool> {
+fn flow(entry: Attrs<'_>, family: IpFamily, wanted: u8) -> Option<Flow> {
     let original = entry.get(TUPLE_ORIG)?.nested();
     let reply = entry.get(TUPLE_REPLY)?.nested();
     let protocol = original.get(TUPLE_PROTO)?.nested().get(PROTO_NUM)?.u8()?;
-    let frontend = side(original, family, IP_DST, PROTO_DST_PORT)?;
-    let endpoint = side(reply, family, IP_SRC, PROTO_SRC_PORT)?;
-    Some(protocol == UDP && wanted.contains(&(frontend, endpoint)))
+    let flow = Flow {
+        frontend: side(original, family, IP_DST, PROTO_DST_PORT)?,
+        endpoint: side(reply, family, IP_SRC, PROTO_SRC_PORT)?,
+    };
+    (protocol == wanted).then_some(flow)
 }
 
 fn side(tuple: Attrs<'_>, family: IpFamily, ip: [u16; 2], port: u16) -> Option<SocketAddr> {

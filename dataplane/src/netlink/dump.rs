@@ -26,6 +26,42 @@ pub(super) fn ruleset(kernel: &mut Nftables, ids: &[TableId]) -> Result<Ruleset,
     Ok(ruleset)
 }
 
+/// What there is of the chains and sets that `like` names, and whether the table holds others;
+/// `None` where there is no table. Costs as much as the part, however large the rest is.
+pub(super) fn part(
+    kernel: &mut Nftables,
+    id: &TableId,
+    like: &Table,
+) -> Result<Option<(Table, bool)>, KernelError> {
+    if !table_exists(kernel, id)? {
+        return Ok(None);
+    }
+    let mut specs = read_specs(kernel, id)?;
+    let mut chains = read_chains(kernel, id)?;
+    let count = specs.len() + chains.len();
+    specs.retain(|name, _| like.sets.contains_key(name));
+    chains.retain(|name, _| like.chains.contains_key(name));
+    let is_shared = specs.len() + chains.len() < count;
+    for (name, chain) in &mut chains {
+        let request = attributes(|w| {
+            w.string(rule::TABLE, id.name.as_str());
+            w.string(rule::CHAIN, name.as_str());
+        });
+        let rules = read_rules(kernel, id, &request, &specs)?.into_iter();
+        chain.rules.extend(rules.map(|(_, rule)| rule));
+    }
+    let mut table = Table {
+        chains,
+        ..Table::default()
+    };
+    for (name, spec) in specs {
+        table
+            .sets
+            .insert(name.clone(), read_set_elements(kernel, id, &name, spec)?);
+    }
+    Ok(Some((table, is_shared)))
+}
+
 fn table_exists(kernel: &mut Nftables, id: &TableId) -> Result<bool, KernelError> {
     let names = collect(kernel, msg::GETTABLE, id, &[], |attrs| {
         attrs.string(table::NAME).map(str::to_owned)
@@ -34,41 +70,65 @@ fn table_exists(kernel: &mut Nftables, id: &TableId) -> Result<bool, KernelError
 }
 
 fn read_table(kernel: &mut Nftables, id: &TableId) -> Result<Table, KernelError> {
-    let name = id.name.as_str();
-    let in_table = |attribute: u16| attributes(|w| w.string(attribute, name));
-    let mut table = Table::default();
-
-    let specs: SetSpecs = collect(kernel, msg::GETSET, id, &in_table(set::TABLE), |attrs| {
-        let ours = attrs.string(set::TABLE)? == name;
-        ours.then(|| read_set(attrs))?
-    })?
-    .into_iter()
-    .collect();
-
-    let chains = collect(kernel, msg::GETCHAIN, id, &[], |attrs| {
-        let ours = attrs.string(chain::TABLE)? == name;
-        ours.then(|| read_chain(attrs))?
-    })?;
-    table.chains.extend(chains);
-
-    let rules = collect(kernel, msg::GETRULE, id, &in_table(rule::TABLE), |attrs| {
-        let ours = attrs.string(rule::TABLE)? == name;
-        ours.then(|| read_rule(attrs, &specs))?
-    })?;
-    for (chain, rule) in rules {
+    let specs = read_specs(kernel, id)?;
+    let mut table = Table {
+        chains: read_chains(kernel, id)?,
+        ..Table::default()
+    };
+    let request = attributes(|w| w.string(rule::TABLE, id.name.as_str()));
+    for (chain, rule) in read_rules(kernel, id, &request, &specs)? {
         if let Some(chain) = table.chains.get_mut(&chain) {
             chain.rules.push(rule);
         }
     }
-
-    for (set_name, spec) in specs {
-        let mut set = Set::new(spec);
-        if set.spec.dynamic.is_none() {
-            set.elements = read_elements(kernel, id, &set_name)?;
-        }
-        table.sets.insert(set_name, set);
+    for (name, spec) in specs {
+        let set = read_set_elements(kernel, id, &name, spec)?;
+        table.sets.insert(name, set);
     }
     Ok(table)
+}
+
+fn read_specs(kernel: &mut Nftables, id: &TableId) -> Result<SetSpecs, KernelError> {
+    let name = id.name.as_str();
+    let request = attributes(|w| w.string(set::TABLE, name));
+    let specs = collect(kernel, msg::GETSET, id, &request, |attrs| {
+        let ours = attrs.string(set::TABLE)? == name;
+        ours.then(|| read_set(attrs))?
+    })?;
+    Ok(specs.into_iter().collect())
+}
+
+fn read_chains(kernel: &mut Nftables, id: &TableId) -> Result<BTreeMap<Name, Chain>, KernelError> {
+    let chains = collect(kernel, msg::GETCHAIN, id, &[], |attrs| {
+        let ours = attrs.string(chain::TABLE)? == id.name.as_str();
+        ours.then(|| read_chain(attrs))?
+    })?;
+    Ok(chains.into_iter().collect())
+}
+
+fn read_rules(
+    kernel: &mut Nftables,
+    id: &TableId,
+    request: &[u8],
+    specs: &SetSpecs,
+) -> Result<Vec<(Name, Rule)>, KernelError> {
+    collect(kernel, msg::GETRULE, id, request, |attrs| {
+        let ours = attrs.string(rule::TABLE)? == id.name.as_str();
+        ours.then(|| read_rule(attrs, specs))?
+    })
+}
+
+fn read_set_elements(
+    kernel: &mut Nftables,
+    id: &TableId,
+    name: &Name,
+    spec: SetSpec,
+) -> Result<Set, KernelError> {
+    let mut set = Set::new(spec);
+    if set.spec.dynamic.is_none() {
+        set.elements = read_elements(kernel, id, name)?;
+    }
+    Ok(set)
 }
 
 fn read_elements(

@@ -12,8 +12,9 @@ use crate::netlink::attr::Attrs;
 use crate::netlink::batch::{self, Batch, HEADER, NLMSG_HEADER, flag};
 use crate::netlink::conntrack;
 use crate::netlink::dump;
+use crate::netlink::host_port_flows::{self, HostPortFlows};
 use crate::netlink::uapi::{SUBSYS, gen_id, msg};
-use crate::object::{Ruleset, TableId};
+use crate::object::{Ruleset, Table, TableId};
 use crate::transaction::Transaction;
 
 /// `NLMSG_ERROR`, `NLMSG_DONE`.
@@ -114,6 +115,28 @@ impl Nftables {
             }
             .into()),
         }
+    }
+
+    /// What there is of the chains and sets that `like` names, and whether the table holds
+    /// others besides; `None` where there is no table.
+    ///
+    /// # Errors
+    /// Where the kernel cannot be asked.
+    pub fn dump_part(
+        &mut self,
+        id: &TableId,
+        like: &Table,
+    ) -> Result<Option<(Table, bool)>, KernelError> {
+        dump::part(self, id, like)
+    }
+
+    /// Ends the flows of these protocols and ports of the host that do not lead where they
+    /// should, see [`HostPortFlows`]. Returns how many there were.
+    ///
+    /// # Errors
+    /// Where the kernel cannot be asked, or has no conntrack.
+    pub fn forget_host_port_flows(&mut self, stale: &HostPortFlows) -> Result<usize, KernelError> {
+        host_port_flows::forget(self, stale)
     }
 
     /// Asks for a dump and hands the attributes of each message of the answer to

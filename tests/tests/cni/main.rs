@@ -4,6 +4,7 @@
 mod add;
 mod crash;
 mod delete;
+mod hostports;
 mod ipam;
 mod protocol;
 mod reap;

@@ -11,7 +11,8 @@ use super::made::Made;
 use super::{Endpoint, Plan};
 use crate::bridge::{self, QUERY_LENGTH, Wanted};
 use crate::link::{self, BridgePort, HostEnd, PodEnd, RoutedEnd};
-use crate::netlink::{Answers, Batch, Socket};
+use crate::netlink::{Answers, Batch, NetlinkError, Socket};
+use crate::shaping::Shaper;
 use crate::spec::result::Interface;
 use crate::spec::{Code, Error};
 use crate::sysctl;
@@ -41,7 +42,7 @@ impl Plan<'_> {
         };
         let mut batch = Batch::default();
         wanted.push_query(&mut batch, index);
-        self.push_host_end(&mut batch, endpoint, Some(port));
+        self.push_host_end(&mut batch, made, endpoint, Some(port));
         // From inside the pod's namespace, because the index of the new link is
         // then one cheap call away.
         let visit = self.netns.enter(&self.home)?;
@@ -52,6 +53,7 @@ impl Plan<'_> {
         self.pod_settings(endpoint)?;
         visit.leave();
         wanted.apply(host, &plan)?;
+        limit(host, endpoint)?;
         self.set_up_pod_end(&mut pod, pod_index, endpoint)?;
         Ok(Some(Interface {
             name: wanted.name.to_owned(),
@@ -70,7 +72,7 @@ impl Plan<'_> {
         endpoint: &Endpoint,
     ) -> Result<(), Error> {
         let mut batch = Batch::default();
-        self.push_host_end(&mut batch, endpoint, None);
+        self.push_host_end(&mut batch, made, endpoint, None);
         let visit = self.netns.enter(&self.home)?;
         let mut pod = Socket::open()?;
         let answers = host.run(batch)?;
@@ -94,6 +96,7 @@ impl Plan<'_> {
         };
         end.push_to(&mut batch);
         host.run(batch)?.all_done()?;
+        limit(host, endpoint)?;
         self.set_up_pod_end(&mut pod, pod_index, endpoint)
     }
 
@@ -121,7 +124,13 @@ impl Plan<'_> {
         )
     }
 
-    fn push_host_end(&self, batch: &mut Batch, endpoint: &Endpoint, port: Option<BridgePort>) {
+    fn push_host_end(
+        &self,
+        batch: &mut Batch,
+        made: &mut Made<'_>,
+        endpoint: &Endpoint,
+        port: Option<BridgePort>,
+    ) {
         let attachment = &endpoint.attachment;
         let end = HostEnd {
             name: &attachment.host_ifname,
@@ -133,6 +142,11 @@ impl Plan<'_> {
             ips: &attachment.ips,
         };
         end.push_to(batch);
+        if let Some(shaper) = Shaper::of(attachment) {
+            shaper.push_device(batch, &attachment.ips, self.mtu);
+            // Whatever becomes of it: its name is ours alone.
+            made.ifb = true;
+        }
     }
 
     fn set_up_pod_end(
@@ -250,6 +264,14 @@ impl Plan<'_> {
             sysctl::set_if_present(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
         }
         Ok(())
+    }
+}
+
+/// Limits the port, if it has limits.
+fn limit(host: &mut Socket, endpoint: &Endpoint) -> Result<(), NetlinkError> {
+    match Shaper::of(&endpoint.attachment) {
+        Some(shaper) => shaper.limit(host),
+        None => Ok(()),
     }
 }
 

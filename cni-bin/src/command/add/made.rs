@@ -8,7 +8,7 @@ use ipam::Store;
 use crate::attachment::Record;
 use crate::command::LOCK_TIMEOUT;
 use crate::command::leases::release;
-use crate::command::teardown::{remove_link, tell_agent};
+use crate::command::teardown::{release_nat, remove_link, tell_agent};
 use crate::spec::{Document, Environment, Error};
 
 /// What exists of an attachment so far. Undone when dropped, unless released.
@@ -20,6 +20,8 @@ pub(super) struct Made<'a> {
     pub(super) record: Option<Record>,
     pub(super) told_agent: bool,
     pub(super) link: bool,
+    pub(super) ifb: bool,
+    pub(super) nat: bool,
 }
 
 /// Addresses that were given to us.
@@ -49,6 +51,13 @@ impl Made<'_> {
                     .map_err(Error::from),
             );
         }
+        if std::mem::take(&mut self.ifb) {
+            note(
+                remove_link(&self.key.ifb_name())
+                    .map(drop)
+                    .map_err(Error::from),
+            );
+        }
         match std::mem::replace(&mut self.leases, Leases::None) {
             Leases::None => {}
             Leases::InProcess(ips) => note(self.free(&ips)),
@@ -56,8 +65,19 @@ impl Made<'_> {
                 note(release(self.document, self.environment, &self.key, None).map(drop));
             }
         }
-        if std::mem::take(&mut self.told_agent) {
-            note(tell_agent(&self.document.agent_socket, &self.key));
+        let told_agent = std::mem::take(&mut self.told_agent);
+        if told_agent {
+            note(tell_agent(&self.document.agent_socket, &self.key).map(drop));
+        }
+        let record = self.record.as_ref();
+        if std::mem::take(&mut self.nat)
+            && let Some(attachment) = record.and_then(|record| record.attachment.as_ref())
+        {
+            note(release_nat(
+                &self.document.agent_socket,
+                attachment,
+                !told_agent,
+            ));
         }
         // Without it nobody would find what is left.
         if let Some(record) = self.record.take().filter(|_| left.is_empty())
@@ -81,7 +101,9 @@ impl Made<'_> {
     /// The attachment stays.
     pub(super) fn release(&mut self) {
         self.link = false;
+        self.ifb = false;
         self.told_agent = false;
+        self.nat = false;
         self.leases = Leases::None;
         self.record = None;
     }

@@ -18,7 +18,9 @@ use crate::command::teardown::remove_link;
 use crate::command::{LOCK_TIMEOUT, owner};
 use crate::delegate::Delegate;
 use crate::link;
+use crate::nat;
 use crate::reap::{free_dead_leases, reap};
+use crate::shaping;
 use crate::spec::result::{Dns, Route};
 use crate::spec::{Code, Error, Ipam, Pool};
 
@@ -50,8 +52,9 @@ impl Plan<'_> {
             (_, None) => {
                 let records = Records::beside(&self.document.agent_socket);
                 self.clear_remains(&made.key, &records, || Ok(()))?;
-                let attachment = self.attachment(made, Vec::new(), pod);
-                made.record = Some(records.create(&attachment)?);
+                let attachment = self.attachment(made, &[], pod);
+                nat::check_families(&attachment)?;
+                made.record = Some(self.record(&records, &attachment)?);
                 let (routes, dns) = (Vec::new(), self.config.dns.clone());
                 Ok(Endpoint {
                     attachment,
@@ -91,10 +94,11 @@ impl Plan<'_> {
         };
         let allocations = claim.run(&locked)?;
         let ips: Vec<IpAddr> = allocations.iter().map(|one| one.ip).collect();
-        made.leases = Leases::InProcess(ips.clone());
-        let attachment = self.attachment(made, ips, pod);
-        made.record = Some(records.create(&attachment)?);
+        made.leases = Leases::InProcess(ips);
         let addresses: Vec<Address> = allocations.iter().map(Address::from).collect();
+        let attachment = self.attachment(made, &addresses, pod);
+        nat::check_families(&attachment)?;
+        made.record = Some(self.record(&records, &attachment)?);
         let routes = self.routes(&pool.routes, &addresses)?;
         Ok(Endpoint {
             attachment,
@@ -116,8 +120,8 @@ impl Plan<'_> {
         self.clear_remains(&made.key, &records, || {
             release(self.document, self.environment, &made.key, None).map(drop)
         })?;
-        let unaddressed = self.attachment(made, Vec::new(), pod.clone());
-        made.record = Some(records.create(&unaddressed)?);
+        let unaddressed = self.attachment(made, &[], pod.clone());
+        made.record = Some(self.record(&records, &unaddressed)?);
         let delegate = Delegate::find(name, self.document, self.environment)?;
         made.leases = Leases::Plugin;
         let answer = delegate.add()?;
@@ -134,8 +138,8 @@ impl Plan<'_> {
                 address.net
             )));
         }
-        let ips = addresses.iter().map(|address| address.net.addr()).collect();
-        let attachment = self.attachment(made, ips, pod);
+        let attachment = self.attachment(made, &addresses, pod);
+        nat::check_families(&attachment)?;
         made.record = Some(records.create(&attachment)?);
         let routes = self.routes(&answer.routes, &addresses)?;
         let dns = match &self.config.dns {
@@ -150,7 +154,15 @@ impl Plan<'_> {
         })
     }
 
-    fn attachment(&self, made: &Made<'_>, ips: Vec<IpAddr>, pod: Option<PodRef>) -> Attachment {
+    fn attachment(
+        &self,
+        made: &Made<'_>,
+        addresses: &[Address],
+        pod: Option<PodRef>,
+    ) -> Attachment {
+        let ips: Vec<IpAddr> = addresses.iter().map(|address| address.net.addr()).collect();
+        let networks = addresses.iter().map(|address| address.net.trunc());
+        let bandwidth = self.config.bandwidth;
         let mode = self.config.port.mode;
         let host_ifname = made.key.host_ifname();
         let mac = self.config.mac.or_else(|| MacAddr::of_pod(&ips));
@@ -163,9 +175,9 @@ impl Plan<'_> {
             bridge: (mode != Mode::Routed).then(|| self.document.bridge.clone()),
             ips,
             pod,
-            port_mappings: Vec::new(),
-            masquerade_beyond: Vec::new(),
-            bandwidth: None,
+            port_mappings: self.config.port_mappings.clone(),
+            masquerade_beyond: networks.filter(|_| self.config.ip_masq).collect(),
+            bandwidth: bandwidth.map(|bandwidth| shaping::usable(bandwidth, self.mtu)),
             undo: self.undo(),
         }
     }
@@ -205,6 +217,7 @@ impl Plan<'_> {
         }
         if let Some(record) = record {
             remove_link(&name)?;
+            remove_link(&key.ifb_name())?;
             free()?;
             record.remove()?;
         }
