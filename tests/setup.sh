@@ -16,12 +16,17 @@ TOOLS=target/tools
 PACKAGES=(
     cc=gcc
     conntrack=conntrack
+    containerd=containerd
+    ctr=containerd
     ip=iproute2
     nft=nftables
     nsenter=util-linux
     ping=iputils-ping
+    podman=podman
+    runc=runc
     strace=strace
     sysctl=procps
+    tar=tar
     /usr/lib/cni/bridge=containernetworking-plugins
 )
 
