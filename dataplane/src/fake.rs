@@ -78,7 +78,20 @@ impl Kernel for Fake {
     fn dump(&mut self, tables: &[TableId]) -> Result<Ruleset, KernelError> {
         let mut ruleset = self.ruleset.clone();
         ruleset.tables.retain(|id, _| tables.contains(id));
+        let sets = ruleset.tables.values_mut();
+        for set in sets.flat_map(|table| table.sets.values_mut()) {
+            if set.spec.dynamic.is_some() {
+                set.elements.clear();
+            }
+        }
         Ok(ruleset)
+    }
+
+    fn learnt(&mut self, table: &TableId, map: &Name) -> Result<Vec<(Key, Element)>, KernelError> {
+        let table = self.ruleset.tables.get(table);
+        let elements = table.and_then(|table| table.sets.get(map)).into_iter();
+        let elements = elements.flat_map(|set| &set.elements);
+        Ok(elements.map(|(k, e)| (k.clone(), e.clone())).collect())
     }
 
     fn forget_flows(&mut self, stale: &[StaleFlow]) -> Result<usize, KernelError> {

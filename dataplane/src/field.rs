@@ -56,6 +56,8 @@ pub enum Field {
     CtOrigIp6Daddr,
     /// `ct original proto-dst`: destination port before any translation.
     CtOrigProtoDst,
+    /// `fib saddr type`, host order: 2 for an address of this host.
+    FibSaddrType,
     /// `fib daddr type`, host order: 2 for an address of this host.
     FibDaddrType,
     /// `numgen random mod N`: a slot.
@@ -98,6 +100,7 @@ impl Field {
             | Self::CtMark
             | Self::CtStatus
             | Self::CtOrigIpDaddr
+            | Self::FibSaddrType
             | Self::FibDaddrType
             | Self::Random(_)
             | Self::RoundRobin(_)
@@ -138,6 +141,7 @@ impl Field {
             Self::CtOrigIpDaddr => "ct original ip daddr",
             Self::CtOrigIp6Daddr => "ct original ip6 daddr",
             Self::CtOrigProtoDst => "ct original proto-dst",
+            Self::FibSaddrType => "fib saddr type",
             Self::FibDaddrType => "fib daddr type",
             Self::Random(modulus) => return format!("numgen random mod {modulus}"),
             Self::RoundRobin(modulus) => return format!("numgen inc mod {modulus}"),
@@ -176,6 +180,7 @@ impl Field {
             | Self::CtState
             | Self::CtStatus
             | Self::CtDirection
+            | Self::FibSaddrType
             | Self::FibDaddrType => return None,
         })
     }
@@ -212,7 +217,7 @@ impl Field {
             Self::CtState => print_ct_state(number()),
             Self::CtStatus => print_ct_status(number()),
             Self::CtDirection => ["original", "reply"][usize::from(number() != 0)].to_owned(),
-            Self::FibDaddrType => match number() {
+            Self::FibSaddrType | Self::FibDaddrType => match number() {
                 2 => "local".to_owned(),
                 other => other.to_string(),
             },

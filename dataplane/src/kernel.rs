@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::object::{Ruleset, TableId};
+use crate::object::{Element, Key, Name, Ruleset, TableId};
 use crate::transaction::{Operation, Transaction};
 
 /// Takes transactions and lists what it holds.
@@ -20,8 +20,14 @@ pub trait Kernel {
     /// Where the kernel cannot be asked.
     fn dump(&mut self, tables: &[TableId]) -> Result<Ruleset, KernelError>;
 
-    /// Ends the UDP flows that still lead from a frontend to an endpoint that it no longer
-    /// has: their next datagram chooses anew. Returns how many there were.
+    /// What the rules have put into a dynamic map; nothing where there is no such map.
+    ///
+    /// # Errors
+    /// Where the kernel cannot be asked.
+    fn learnt(&mut self, table: &TableId, map: &Name) -> Result<Vec<(Key, Element)>, KernelError>;
+
+    /// Ends the flows that still lead from a frontend to an endpoint that it no longer has:
+    /// their next packet chooses anew. Returns how many there were.
     ///
     /// # Errors
     /// Where the kernel cannot be asked, or has no conntrack.
@@ -35,12 +41,15 @@ pub trait Kernel {
     fn generation(&mut self) -> Result<u32, KernelError>;
 }
 
-/// UDP flows to forget: from where clients sent to, to where that was translated.
+/// Flows to forget: from where clients sent to, to where that was translated.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct StaleFlow {
+    /// IP protocol: one whose clients do not notice that nobody answers, UDP or SCTP.
+    pub protocol: u8,
     /// Address and port before translation.
     pub frontend: SocketAddr,
-    /// Address and port after it.
+    /// Address and port after it; those of the frontend for flows that are not translated,
+    /// because they are older than the frontend.
     pub endpoint: SocketAddr,
 }
 

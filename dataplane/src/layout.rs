@@ -3,11 +3,13 @@
 //! ```text
 //!  bridge prerouting -300  ports      a pod's port sends from its own addresses only
 //!  inet   prerouting -300  loopback   127.0.0.0/8 is this node's own
+//!  inet   prerouting -110  restrict   loadBalancerSourceRanges     (and output -110)
 //!  inet   prerouting -100  services   frontends -> endpoints       (and output -100)
 //!  inet   prerouting  -99  hostports  hostPorts -> pods             (and output  -99)
 //!  inet   forward       0  forward    unserved frontends; egress, then ingress policy
 //!  inet   input         0  input      unserved frontends; egress policy
 //!  inet   output        0  output     unserved frontends; a node's own traffic is exempt
+//!  inet   postrouting  90  learn      session affinity
 //!  inet   postrouting 100  masquerade what must come back through this node
 //!  inet   postrouting 101  hostports, masquerade: the same for hostPorts; pods that leave
 //! ```
@@ -52,10 +54,14 @@ pub const GENERATION_MASK: u32 = 0xffff_0000;
 const PRIORITY_PORTS: i32 = -300;
 /// `raw`: before conntrack and every translation.
 const PRIORITY_RAW: i32 = -300;
+/// While the destination is still the one that the client knows.
+const PRIORITY_RESTRICT: i32 = -110;
 /// `dstnat`.
 const PRIORITY_DSTNAT: i32 = -100;
 /// `filter`.
 const PRIORITY_FILTER: i32 = 0;
+/// While the source is still the client.
+const PRIORITY_LEARN: i32 = 90;
 /// `srcnat`.
 const PRIORITY_SRCNAT: i32 = 100;
 
@@ -84,17 +90,11 @@ use per_family;
 /// In which order additions to sets become visible: what leads to other elements
 /// comes after them, and goes before them.
 pub fn rank(set: &str) -> u8 {
-    let dispatches = [
-        services::FRONTENDS.0.iter(),
-        services::UNSERVED.0.iter(),
-        policy::EGRESS.0.iter(),
-        policy::INGRESS.0.iter(),
-    ];
-    let dispatches = dispatches
-        .into_iter()
-        .flatten()
-        .any(|name| name.as_str() == set);
-    u8::from(dispatches)
+    let frontends = services::Lane::ALL.map(services::Lane::frontends);
+    let unserved = services::Entry::BOTH.map(services::Entry::unserved);
+    let groups = [&policy::EGRESS, &policy::INGRESS];
+    let mut dispatches = frontends.into_iter().chain(unserved).chain(groups);
+    u8::from(dispatches.any(|map| map.0.iter().any(|name| name.as_str() == set)))
 }
 
 /// Wants everything that is the same on every node: base chains, static chains and

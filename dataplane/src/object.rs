@@ -127,6 +127,14 @@ impl IpFamily {
         }
     }
 
+    /// `0.0.0.0`, `::`.
+    pub const fn unspecified(self) -> IpAddr {
+        match self {
+            Self::V4 => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+            Self::V6 => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+        }
+    }
+
     /// Type of an address.
     pub const fn addr_type(self) -> DataType {
         match self {
@@ -319,8 +327,8 @@ pub struct SetSpec {
     /// Keys are the ends of intervals: an element opens one and the next, marked
     /// [`Element::interval_end`], closes it before its key. Only for keys of one field.
     pub interval: bool,
-    /// Elements are added by rules and time out after so many milliseconds
-    /// (`flags dynamic,timeout`); they are no part of the desired state.
+    /// Elements are added by rules and time out (`flags dynamic,timeout`); they are no part
+    /// of the desired state.
     pub dynamic: Option<Dynamic>,
     /// Shown by `nft list`, kernel 5.10 with nft 1.0.0.
     pub comment: Option<Arc<str>>,
@@ -329,7 +337,7 @@ pub struct SetSpec {
 /// Bounds of a set that rules add to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Dynamic {
-    /// Milliseconds until an element that was not updated goes.
+    /// Milliseconds until an element that was not updated goes; 0: the rule says it.
     pub timeout_ms: u64,
     /// At most so many elements; further ones are not learnt.
     pub size: u32,
@@ -360,6 +368,14 @@ impl SetSpec {
         Self {
             kind: SetKind::VerdictMap,
             ..Self::set(key, comment)
+        }
+    }
+
+    /// A map from `key` to `data` that rules add to.
+    pub fn learnt(key: Type, data: Type, bounds: Dynamic, comment: &str) -> Self {
+        Self {
+            dynamic: Some(bounds),
+            ..Self::map(key, data, comment)
         }
     }
 

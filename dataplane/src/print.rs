@@ -80,9 +80,17 @@ impl fmt::Display for Statement {
                     concatenation(key)
                 )
             }
-            Self::Update { map, key, data } => {
+            Self::Update {
+                map,
+                key,
+                data,
+                timeout_ms,
+            } => {
                 let (key, data) = (concatenation(key), concatenation(data));
-                write!(f, "update @{map} {{ {key} : {data} }}")
+                write!(
+                    f,
+                    "update @{map} {{ {key} timeout {timeout_ms}ms : {data} }}"
+                )
             }
             Self::Masquerade => f.write_str("masquerade fully-random"),
             Self::SetCtMark { mask, xor } => {
@@ -158,7 +166,9 @@ fn write_spec(f: &mut fmt::Formatter<'_>, spec: &SetSpec) -> fmt::Result {
     if let Some(dynamic) = spec.dynamic {
         writeln!(f, "\t\tsize {}", dynamic.size)?;
         f.write_str("\t\tflags dynamic,timeout\n")?;
-        writeln!(f, "\t\ttimeout {}ms", dynamic.timeout_ms)?;
+        if dynamic.timeout_ms > 0 {
+            writeln!(f, "\t\ttimeout {}ms", dynamic.timeout_ms)?;
+        }
     } else if spec.interval {
         f.write_str("\t\tflags interval\n")?;
     }

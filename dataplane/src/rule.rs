@@ -140,7 +140,7 @@ pub enum Statement {
         /// Bits that are flipped after that.
         xor: u32,
     },
-    /// Adds or refreshes an element of a dynamic map, with the map's timeout.
+    /// Adds or refreshes an element of a dynamic map. Does not match where the map is full.
     Update {
         /// The map.
         map: Name,
@@ -148,6 +148,8 @@ pub enum Statement {
         key: Vec<Field>,
         /// Concatenated data.
         data: Vec<Field>,
+        /// Milliseconds until the element goes, from now on; 0: as the map says.
+        timeout_ms: u64,
     },
     /// The packet starts no flow and belongs to none. Only at raw priority, before
     /// conntrack.

@@ -37,6 +37,8 @@ pub struct Packet {
     pub sport: u16,
     /// Destination port.
     pub dport: u16,
+    /// Whether the source is an address of this host (`fib saddr type local`).
+    pub from_local: bool,
     /// Whether the destination is an address of this host (`fib daddr type local`).
     pub to_local: bool,
     /// The flow that it belongs to.
@@ -72,6 +74,7 @@ impl Packet {
             l4proto,
             sport: 40_000,
             dport,
+            from_local: false,
             to_local: false,
             flow: Flow {
                 state: ct_state::NEW,
@@ -389,6 +392,7 @@ impl Walk<'_, '_> {
             Field::CtOrigIpDaddr => of_family(IpFamily::V4, flow.original_daddr),
             Field::CtOrigIp6Daddr => of_family(IpFamily::V6, flow.original_daddr),
             Field::CtOrigProtoDst => exact(&flow.original_dport.to_be_bytes()),
+            Field::FibSaddrType => Some(bytes.word(if packet.from_local { 2 } else { 1 }).build()),
             Field::FibDaddrType => Some(bytes.word(if packet.to_local { 2 } else { 1 }).build()),
             Field::Random(modulus)
             | Field::RoundRobin(modulus)

@@ -14,8 +14,18 @@ fn installed() -> Desired {
 #[test]
 fn the_static_layout() {
     let mut desired = installed();
-    services::want_random_chain(&mut desired, 1);
-    services::want_random_chain(&mut desired, 3);
+    services::Balancer::random(1).want(&mut desired);
+    services::Balancer::random(3).want(&mut desired);
+    services::Balancer {
+        lane: services::Lane::new(services::Entry::NodePort, services::Sources::Cluster),
+        algorithm: services::Algorithm::SourceHash,
+        sticky: true,
+        slots: 2,
+    }
+    .want(&mut desired);
+    services::want_learn_chain(&mut desired, 10_800);
+    let ranges = ["10.0.0.0/8", "fd00::/8"].map(|net| net.parse().expect("a network"));
+    services::SourceRanges::new(ranges, None).want(&mut desired);
     insta::assert_snapshot!(desired.ruleset().to_string());
 }
 
@@ -29,8 +39,8 @@ fn a_service_comes_and_goes_in_the_right_order() {
     let frontend = services::frontend_key(vip, 6, 80);
     let slot = services::slot_key(vip, 6, 80, 0);
 
-    services::want_random_chain(&mut desired, 1);
-    let verdict = dataplane::rule::Verdict::Goto(services::random_chain(1));
+    services::Balancer::random(1).want(&mut desired);
+    let verdict = dataplane::rule::Verdict::Goto(services::Balancer::random(1).chain());
     desired.insert(
         &layout::INET,
         services::FRONTENDS.of(family),

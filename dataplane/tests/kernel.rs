@@ -76,10 +76,11 @@ fn sample() -> Desired {
         let element = Element::member().with_comment("default/web");
         desired.insert(&BRIDGE, ports::SENDERS.of(family), key, element);
     }
+    everything_of_services(&mut desired);
     for (vip, endpoint) in [("10.96.0.1", "10.88.0.2"), ("fd96::1", "fd88::2")] {
         let (vip, endpoint) = (address(vip), address(endpoint));
         let family = IpFamily::of(vip);
-        services::want_random_chain(&mut desired, 2);
+        services::Balancer::random(2).want(&mut desired);
         for slot in 0..2 {
             desired.insert(
                 &INET,
@@ -88,7 +89,7 @@ fn sample() -> Desired {
                 Element::data(services::endpoint_data(endpoint, 8080)),
             );
         }
-        let verdict = dataplane::rule::Verdict::Goto(services::random_chain(2));
+        let verdict = dataplane::rule::Verdict::Goto(services::Balancer::random(2).chain());
         desired.insert(
             &INET,
             services::FRONTENDS.of(family),
@@ -111,6 +112,74 @@ fn sample() -> Desired {
         }
     }
     desired
+}
+
+/// One of each chain and element that a Service can need.
+fn everything_of_services(desired: &mut Desired) {
+    let lanes = services::Lane::ALL.into_iter();
+    let algorithms = [
+        services::Algorithm::Random,
+        services::Algorithm::RoundRobin,
+        services::Algorithm::SourceHash,
+    ];
+    for (lane, algorithm) in lanes.flat_map(|lane| algorithms.map(|a| (lane, a))) {
+        let balancer = services::Balancer {
+            lane,
+            algorithm,
+            sticky: algorithm == services::Algorithm::RoundRobin,
+            slots: 3,
+        };
+        balancer.want(desired);
+    }
+    services::want_learn_chain(desired, 10_800);
+    services::set_masquerade_all(desired, false);
+    let net = |text: &str| text.parse::<ipnet::IpNet>().expect("a network");
+    let ranges = services::SourceRanges::new(
+        [net("192.0.2.0/24"), net("2001:db8::/32")],
+        Some(address("203.0.113.1")),
+    );
+    ranges.want(desired);
+    for (vip, endpoint) in [("203.0.113.1", "10.88.0.2"), ("2001:db8:1::1", "fd88::2")] {
+        let (vip, endpoint) = (address(vip), address(endpoint));
+        let family = IpFamily::of(vip);
+        for (at, entry) in [
+            (vip, services::Entry::Address),
+            (family.unspecified(), services::Entry::NodePort),
+        ] {
+            for sources in [services::Sources::All, services::Sources::Cluster] {
+                let lane = services::Lane::new(entry, sources);
+                let balancer = services::Balancer {
+                    lane,
+                    algorithm: services::Algorithm::RoundRobin,
+                    sticky: true,
+                    slots: 3,
+                };
+                let frontend = services::frontend_key(at, 6, 30_080);
+                let verdict = dataplane::rule::Verdict::Goto(balancer.chain());
+                let element = Element::verdict(verdict);
+                desired.insert(&INET, lane.frontends().of(family), frontend, element);
+                for slot in 0..3 {
+                    let data = services::endpoint_data(endpoint, 8080);
+                    let key = services::slot_key(at, 6, 30_080, slot);
+                    desired.insert(&INET, lane.endpoints().of(family), key, Element::data(data));
+                }
+            }
+            let key = services::frontend_key(at, 6, 30_080);
+            let learn = dataplane::rule::Verdict::Goto(services::learn_chain(10_800));
+            let source = services::Masquerade::OwnTraffic.verdict();
+            for (map, verdict) in [
+                (entry.sticky(), learn),
+                (entry.masqueraded(), source),
+                (entry.unserved(), services::refused()),
+            ] {
+                let element = Element::verdict(verdict);
+                desired.insert(&INET, map.of(family), key.clone(), element);
+            }
+        }
+        let restricted = Element::verdict(dataplane::rule::Verdict::Goto(ranges.chain()));
+        let key = services::frontend_key(vip, 6, 30_080);
+        desired.insert(&INET, services::RESTRICTED.of(family), key, restricted);
+    }
 }
 
 #[test]
@@ -146,6 +215,12 @@ fn nft_lists_the_whole_table() {
         "ip daddr . meta l4proto . th dport vmap @frontends4",
         "10.96.0.1 . tcp . 80 comment \"default/web:http\" : goto random-2",
         "ct direction reply ct state established accept",
+        "ip daddr @node-addresses4 meta l4proto . th dport vmap @node-frontends4",
+        "update @affinity4 { ip saddr . ct original ip daddr . meta l4proto . ct original proto-dst timeout 3h : ip daddr . th dport } accept",
+        "update @affinity6 { ip6 saddr . ct original ip6 daddr",
+        "tcp . 30080 : goto cluster-node-sticky-round-robin-3",
+        "fib saddr type local masquerade fully-random",
+        "ip saddr 192.0.2.0-192.0.2.255 return",
     ] {
         assert!(text.contains(expected), "no {expected:?} in\n{text}");
     }
@@ -182,7 +257,7 @@ fn an_impossible_element_is_named_and_nothing_is_done() {
     for port in 1..=20 {
         // Port 13 leads to a chain that does not exist.
         let slots = if port == 13 { 99 } else { 2 };
-        let verdict = dataplane::rule::Verdict::Goto(services::random_chain(slots));
+        let verdict = dataplane::rule::Verdict::Goto(services::Balancer::random(slots).chain());
         let frontends = services::FRONTENDS.of(IpFamily::V4);
         desired.insert(&INET, frontends, key(port), Element::verdict(verdict));
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use dataplane::kernel::{CommitError, Kernel, KernelError, StaleFlow};
 use dataplane::netlink::{Batch, Nftables};
-use dataplane::object::{Ruleset, TableId};
+use dataplane::object::{Element, Key, Name, Ruleset, TableId};
 use dataplane::transaction::Transaction;
 use nix::sched::{CloneFlags, unshare};
 use policy_agent::event::{Event, Kind, Object};
@@ -196,6 +196,10 @@ impl Kernel for Recorder {
 
     fn dump(&mut self, _: &[TableId]) -> Result<Ruleset, KernelError> {
         Ok(Ruleset::default())
+    }
+
+    fn learnt(&mut self, _: &TableId, _: &Name) -> Result<Vec<(Key, Element)>, KernelError> {
+        Ok(Vec::new())
     }
 
     fn forget_flows(&mut self, stale: &[StaleFlow]) -> Result<usize, KernelError> {

@@ -10,6 +10,7 @@
 //!                          └─────► Proxy ──────────┴─► Desired ──► Transaction ──► Kernel
 //! ```
 
+mod affinity;
 mod commit;
 mod endpoints;
 mod flows;
@@ -64,6 +65,7 @@ pub struct Owner<K> {
     policies: PolicyCompiler,
     proxy: Proxy,
     endpoints: endpoints::ComputedEndpoints,
+    affinity: affinity::Sweep,
     desired: Desired,
     denials: Denials,
     /// That of the policies, see [`layout::policy`].
@@ -95,6 +97,7 @@ impl<K: Kernel> Owner<K> {
             kernel,
             index: Index::new(),
             endpoints: endpoints::ComputedEndpoints::default(),
+            affinity: affinity::Sweep::default(),
             desired: Desired::new(),
             denials: Denials::default(),
             generation: 1,
@@ -476,7 +479,7 @@ impl<K: Kernel> Owner<K> {
         }
         self.service_progress.synced();
         // Orphaned slots go one commit later.
-        self.dirty = self.proxy.committed();
+        self.dirty = self.proxy.committed() | self.sweep_affinity();
         Ok(())
     }
 
@@ -499,24 +502,11 @@ impl<K: Kernel> Owner<K> {
         for attachment in &attachments {
             self.want_port(attachment);
         }
-        self.keep_balancers(&observed);
+        layout::services::keep_chains(&mut self.desired, &observed);
         self.proxy.adopt(&observed);
         self.progress.adopting(&observed);
         self.desired.observe(observed);
         Ok(())
-    }
-
-    /// Balancing chains stay once they are made, also over a restart: packets and
-    /// conntrack need no chain, but removing one costs older kernels a second batch.
-    fn keep_balancers(&mut self, observed: &dataplane::object::Ruleset) {
-        let chains = observed
-            .tables
-            .get(&*INET)
-            .into_iter()
-            .flat_map(|table| table.chains.keys());
-        for slots in chains.filter_map(layout::services::slots_of_chain) {
-            layout::services::want_random_chain(&mut self.desired, slots);
-        }
     }
 
     fn raise_generation(&mut self) {

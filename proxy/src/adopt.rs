@@ -6,24 +6,26 @@
 use std::collections::HashMap;
 
 use dataplane::layout::INET;
-use dataplane::layout::services::{ENDPOINTS, Slot, parse_endpoint};
+use dataplane::layout::services::{Lane, Slot, parse_endpoint};
 use dataplane::object::{IpFamily, Ruleset};
 
 use crate::frontend::FrontendId;
+use crate::maps::TableId;
 use crate::model::Protocol;
 use crate::slots::Target;
 
 /// The endpoints of each frontend in the order of their slots. Elements that no proxy of
 /// ours writes are passed over.
-pub(crate) fn slots(observed: &Ruleset) -> HashMap<FrontendId, Vec<Target>> {
-    let mut found: HashMap<FrontendId, Vec<(u32, Target)>> = HashMap::new();
+pub(crate) fn slots(observed: &Ruleset) -> HashMap<TableId, Vec<Target>> {
+    let mut found: HashMap<TableId, Vec<(u32, Target)>> = HashMap::new();
     let Some(table) = observed.tables.get(&*INET) else {
         return HashMap::new();
     };
-    for family in IpFamily::BOTH {
-        let elements = table.sets.get(ENDPOINTS.of(family));
+    let maps = Lane::ALL.into_iter();
+    for (lane, family) in maps.flat_map(|lane| IpFamily::BOTH.map(|family| (lane, family))) {
+        let elements = table.sets.get(lane.endpoints().of(family));
         for (key, element) in elements.into_iter().flat_map(|set| &set.elements) {
-            if let Some(slot) = Slot::parse(family, key)
+            if let Some(slot) = Slot::parse(lane.entry, family, key)
                 && let Some(id) = frontend_of(slot)
                 && let Some(endpoint) = parse_endpoint(family, element)
             {
@@ -31,7 +33,8 @@ pub(crate) fn slots(observed: &Ruleset) -> HashMap<FrontendId, Vec<Target>> {
                     address: endpoint.ip(),
                     port: endpoint.port(),
                 };
-                found.entry(id).or_default().push((slot.number, target));
+                let slots = found.entry((id, lane.sources)).or_default();
+                slots.push((slot.number, target));
             }
         }
     }
@@ -43,7 +46,7 @@ pub(crate) fn slots(observed: &Ruleset) -> HashMap<FrontendId, Vec<Target>> {
     };
     found
         .into_iter()
-        .map(|(id, slots)| (id, in_order(slots)))
+        .map(|(at, slots)| (at, in_order(slots)))
         .collect()
 }
 

@@ -1,15 +1,16 @@
 //! Which Service owns a frontend.
 //!
 //! Nothing keeps two Services from having the same address and port. Every node must
-//! then choose the same one, and keep to it: the oldest, then the lower UID, then the
-//! lower key. The others wait for it to go.
+//! then choose the same one, and keep to it: by the kind of address, so that nobody takes a
+//! cluster IP away by an external IP; then the oldest, then the lower UID, then the lower
+//! key. The others wait for it to go.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use crate::frontend::FrontendId;
+use crate::frontend::{FrontendId, FrontendKind};
 use crate::model::{ObjectKey, Service};
 
 /// Who claims each frontend.
@@ -20,20 +21,30 @@ pub(crate) struct Claims {
 
 #[derive(Debug)]
 struct Claim {
-    owner: Arc<Service>,
+    owner: Claimant,
     /// Others that claim it, in no order. Most frontends have none: no allocation.
-    rivals: Vec<Arc<Service>>,
+    rivals: Vec<Claimant>,
+}
+
+#[derive(Debug)]
+struct Claimant {
+    kind: FrontendKind,
+    service: Arc<Service>,
 }
 
 impl Claims {
     /// The owner of the frontend.
     pub(crate) fn owner(&self, id: FrontendId) -> Option<&ObjectKey> {
-        self.by_frontend.get(&id).map(|claim| &claim.owner.key)
+        let claim = self.by_frontend.get(&id)?;
+        Some(&claim.owner.service.key)
     }
 
     /// The Service claims the frontend.
-    pub(crate) fn claim(&mut self, id: FrontendId, service: &Arc<Service>) {
-        let mut newcomer = Arc::clone(service);
+    pub(crate) fn claim(&mut self, id: FrontendId, kind: FrontendKind, service: &Arc<Service>) {
+        let mut newcomer = Claimant {
+            kind,
+            service: Arc::clone(service),
+        };
         match self.by_frontend.entry(id) {
             Entry::Vacant(entry) => {
                 entry.insert(Claim {
@@ -57,8 +68,8 @@ impl Claims {
             return None;
         };
         let claim = entry.get_mut();
-        if claim.owner.key != *service {
-            claim.rivals.retain(|rival| rival.key != *service);
+        if claim.owner.service.key != *service {
+            claim.rivals.retain(|rival| rival.service.key != *service);
             return None;
         }
         let rivals = claim.rivals.iter().enumerate();
@@ -67,15 +78,18 @@ impl Claims {
             return None;
         };
         claim.owner = claim.rivals.swap_remove(heir);
-        Some(claim.owner.key.clone())
+        Some(claim.owner.service.key.clone())
     }
 }
 
 /// `Less`: the first has the better claim.
-fn seniority(a: &Service, b: &Service) -> Ordering {
+fn seniority(a: &Claimant, b: &Claimant) -> Ordering {
+    let (kinds, a, b) = ((a.kind, b.kind), &a.service, &b.service);
     debug_assert_ne!(a.key, b.key, "a Service claims a frontend once");
-    a.created
-        .cmp(&b.created)
+    kinds
+        .0
+        .cmp(&kinds.1)
+        .then_with(|| a.created.cmp(&b.created))
         .then_with(|| a.uid.cmp(&b.uid))
         .then_with(|| a.key.cmp(&b.key))
 }

@@ -6,8 +6,8 @@ use ipnet::IpNet;
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ProxyConfig {
     /// Ranges of pods' addresses, of every node: what comes from them is traffic of the
-    /// cluster, and keeps its source address. Pods of this node are known by their
-    /// interfaces, with or without.
+    /// cluster, and keeps its source address. Pods of this node are known
+    /// without.
     pub cluster_cidrs: Vec<IpNet>,
     /// Give this node's address to everything that goes to a cluster IP.
     pub masquerade_all: bool,

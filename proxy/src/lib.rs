@@ -12,10 +12,11 @@
 //! ([`model`]), elements go out into a [`Desired`], and [`Proxy::sync`] looks only at the
 //! Services that have changed.
 //!
-//! A *frontend* is `address . protocol . port` of a service port. Further ways to a
-//! Service (node ports, load balancer addresses) are further frontends of the same port:
-//! [`FrontendKind`] says which way it is, and its traffic policy selects the endpoints.
+//! A *frontend* is `address . protocol . port` of a service port, or a port of the node.
+//! [`FrontendKind`] says which way to the Service it is, and its traffic policy selects the
+//! endpoints.
 
+mod addresses;
 mod adopt;
 mod claims;
 mod config;
@@ -27,6 +28,9 @@ mod intern;
 mod maps;
 pub mod model;
 mod node_ports;
+mod program;
+mod ranges;
+pub mod scheduler;
 pub mod slots;
 mod status;
 mod surroundings;
@@ -34,19 +38,20 @@ pub mod topology;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use dataplane::desired::Desired;
+use dataplane::layout::services::set_masquerade_all;
 use dataplane::object::Ruleset;
 use ipnet::IpNet;
 
+use crate::addresses::ClusterIps;
 use crate::claims::Claims;
-use crate::endpoints::candidates;
-use crate::frontend::plan;
+use crate::frontend::{Admission, Plan};
 use crate::index::Index;
 use crate::maps::Maps;
 use crate::model::{EndpointSlice, ObjectKey, Service};
 use crate::surroundings::Surroundings;
-use crate::topology::select;
 
 pub use crate::config::ProxyConfig;
 pub use crate::frontend::{FrontendId, FrontendKind};
@@ -62,6 +67,9 @@ pub struct Proxy {
     surroundings: Surroundings,
     index: Index,
     claims: Claims,
+    cluster_ips: ClusterIps,
+    /// Whether what is desired masquerades all traffic to cluster IPs.
+    masquerade_all: Option<bool>,
     maps: Maps,
     /// Services to be compiled by the next sync.
     dirty: BTreeSet<ObjectKey>,
@@ -91,6 +99,8 @@ impl Proxy {
             surroundings: Surroundings::default(),
             index: Index::default(),
             claims: Claims::default(),
+            cluster_ips: ClusterIps::default(),
+            masquerade_all: None,
             maps: Maps::default(),
             dirty: BTreeSet::new(),
             released: BTreeSet::new(),
@@ -126,45 +136,57 @@ impl Proxy {
         self.surroundings
             .cluster_cidrs
             .clone_from(&config.cluster_cidrs);
-        self.config = config;
+        self.plan_again(|proxy| proxy.config = config);
     }
 
     /// The addresses of this node on which node ports are served, in place of those of the
     /// last call. Loopback addresses are left out: the kernel does not route what is
     /// translated from them.
     pub fn set_node_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
-        let addresses = addresses
-            .into_iter()
-            .filter(|address| !address.is_loopback());
-        let addresses: BTreeSet<_> = addresses.collect();
-        if self.surroundings.node_addresses != addresses {
-            self.surroundings.node_addresses = addresses;
-            self.surroundings.changed = true;
+        let addresses = addresses.into_iter();
+        let addresses: BTreeSet<_> = addresses.filter(|ip| !ip.is_loopback()).collect();
+        if self.surroundings.node_addresses == addresses {
+            return;
         }
+        self.surroundings.node_addresses = addresses;
+        self.surroundings.changed = true;
+        let services = self.index.iter().filter(|(_, entry)| {
+            let service = entry.service.as_ref();
+            service.is_some_and(|service| !service.source_ranges.is_empty())
+        });
+        self.dirty.extend(services.map(|(key, _)| key.clone()));
     }
 
     /// The ranges that cluster IPs are allocated from, in place of those of the last call.
     /// What is sent to an address in them that no Service has is dropped.
     pub fn set_service_cidrs(&mut self, ranges: impl IntoIterator<Item = IpNet>) {
         let ranges: Vec<_> = ranges.into_iter().collect();
-        if self.surroundings.service_cidrs != ranges {
-            self.surroundings.service_cidrs = ranges;
-            self.surroundings.changed = true;
+        if self.surroundings.service_cidrs == ranges {
+            return;
         }
+        self.surroundings.changed = true;
+        self.plan_again(|proxy| proxy.surroundings.service_cidrs = ranges);
+    }
+
+    /// Makes a change after which Services may have other frontends.
+    fn plan_again(&mut self, change: impl FnOnce(&mut Self)) {
+        let entries = self.index.iter();
+        let services: Vec<_> = entries
+            .filter_map(|(_, entry)| entry.service.clone())
+            .collect();
+        services.iter().for_each(|service| self.release(service));
+        change(self);
+        services.iter().for_each(|service| self.claim(service));
     }
 
     /// A Service is new or has changed.
     pub fn apply_service(&mut self, service: Service) {
-        let key = service.key.clone();
         let (old, new) = self.index.set_service(service);
         let Some(new) = new else { return };
         if let Some(old) = old {
             self.release(&old);
         }
-        for frontend in plan(&new).frontends {
-            self.claims.claim(frontend.id, &new);
-        }
-        self.dirty.insert(key);
+        self.claim(&new);
     }
 
     /// A Service is gone.
@@ -175,12 +197,29 @@ impl Proxy {
         self.dirty.remove(key);
     }
 
+    fn plan(&self, service: &Service) -> Plan {
+        let admission = Admission {
+            config: &self.config,
+            service_cidrs: &self.surroundings.service_cidrs,
+        };
+        frontend::plan(service, admission)
+    }
+
+    fn claim(&mut self, service: &Arc<Service>) {
+        for frontend in self.plan(service).frontends {
+            self.claims.claim(frontend.id, frontend.kind, service);
+        }
+        self.cluster_ips.add(service);
+        self.dirty.insert(service.key.clone());
+    }
+
     fn release(&mut self, service: &Service) {
-        for frontend in plan(service).frontends {
+        for frontend in self.plan(service).frontends {
             let heir = self.claims.release(frontend.id, &service.key);
             self.dirty.extend(heir);
             self.released.insert(frontend.id);
         }
+        self.cluster_ips.remove(service);
     }
 
     /// A slice is new or has changed. Returns whether that is news.
@@ -203,6 +242,11 @@ impl Proxy {
     pub fn sync(&mut self, desired: &mut Desired) -> SyncReport {
         let mut report = SyncReport::default();
         self.surroundings.write(desired);
+        self.cluster_ips.write(desired);
+        if self.masquerade_all != Some(self.config.masquerade_all) {
+            set_masquerade_all(desired, self.config.masquerade_all);
+            self.masquerade_all = Some(self.config.masquerade_all);
+        }
         self.maps.prune(desired, &mut report);
         for id in std::mem::take(&mut self.released) {
             if self.claims.owner(id).is_none() {
@@ -228,30 +272,6 @@ impl Proxy {
             let service = entry.service.as_ref()?;
             Some(self.status(service, &entry.slices))
         })
-    }
-
-    fn compile(&mut self, key: &ObjectKey, desired: &mut Desired, report: &mut SyncReport) {
-        let Some(entry) = self.index.get(key) else {
-            return;
-        };
-        let Some(service) = &entry.service else {
-            return;
-        };
-        report.services += 1;
-        let plan = plan(service);
-        for group in plan.groups() {
-            let port = &service.ports[group[0].port];
-            let candidates = candidates(&entry.slices, port, group[0].id.family(), &self.node);
-            for frontend in group {
-                if self.claims.owner(frontend.id) != Some(key) {
-                    continue;
-                }
-                let selection = select(&candidates, frontend.policy, &self.node);
-                let comment = frontend::comment(key, port);
-                self.maps
-                    .program(desired, frontend.id, &comment, &selection, report);
-            }
-        }
     }
 }
 

@@ -1,37 +1,80 @@
 //! What the proxy has in the data plane's maps, and how it changes.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use dataplane::desired::Desired;
-use dataplane::layout::INET;
 use dataplane::layout::services::{
-    ENDPOINTS, FRONTENDS, UNSERVED, endpoint_data, frontend_key, random_chain, refused, slot_key,
-    want_random_chain,
+    Algorithm, Balancer, Entry, Lane, Masquerade, RESTRICTED, SourceRanges, Sources, endpoint_data,
+    frontend_key, learn_chain, refused, slot_key, want_learn_chain,
 };
+use dataplane::layout::{INET, PerFamily};
 use dataplane::object::{Element, Key, Name};
 use dataplane::rule::Verdict;
 
 use crate::SyncReport;
 use crate::frontend::FrontendId;
+use crate::scheduler::Slots;
 use crate::slots::{SlotTable, Target};
-use crate::topology::Selection;
+
+/// What leads to a slot table.
+pub(crate) type TableId = (FrontendId, Sources);
+
+/// What a frontend is to do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Program {
+    /// For all sources.
+    pub(crate) all: Outcome,
+    /// For sources of the cluster, where they fare better than others.
+    pub(crate) cluster: Option<Outcome>,
+    /// How slots are chosen.
+    pub(crate) algorithm: Algorithm,
+    /// Whose source addresses are replaced, for frontends from outside the cluster.
+    pub(crate) masquerade: Option<Masquerade>,
+    /// For how many seconds a client stays with its endpoint.
+    pub(crate) affinity: Option<u32>,
+    /// From where it may be reached.
+    pub(crate) ranges: Option<SourceRanges>,
+    /// Shown by `nft list`.
+    pub(crate) comment: String,
+}
+
+/// What becomes of a new connection.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Outcome {
+    /// It goes to an endpoint: at least one has a slot.
+    Served(Slots),
+    /// There is no endpoint at all.
+    Refused,
+    /// There are endpoints, but not for this frontend on this node.
+    Dropped,
+}
 
 /// The slots of all frontends.
 #[derive(Default, Debug)]
 pub(crate) struct Maps {
-    /// Frontends that have slots in the map.
-    tables: HashMap<FrontendId, SlotTable>,
-    /// Frontends with orphaned slots.
-    unsettled: BTreeSet<FrontendId>,
-    /// Names of the balancing chains, by number of endpoints: one copy for all.
-    balancers: HashMap<u32, Name>,
+    /// Frontends that have slots in a map.
+    tables: HashMap<TableId, SlotTable>,
+    /// Those with orphaned slots.
+    unsettled: BTreeSet<TableId>,
+    /// Names of the balancing chains: one copy for all.
+    balancers: HashMap<Balancer, Name>,
     /// Slots that the kernel had before the first sync.
-    adopted: HashMap<FrontendId, Vec<Target>>,
+    adopted: HashMap<TableId, Vec<Target>>,
+    ranges: Ranges,
+}
+
+/// The chains of source ranges, which go with their last user.
+#[derive(Default, Debug)]
+struct Ranges {
+    by_frontend: HashMap<FrontendId, Name>,
+    users: BTreeMap<Name, usize>,
+    /// Nothing leads there in the desired state; and in the kernel, once `true`.
+    unused: BTreeMap<Name, bool>,
 }
 
 impl Maps {
     /// Starts from these slots.
-    pub(crate) fn adopt(&mut self, slots: HashMap<FrontendId, Vec<Target>>) {
+    pub(crate) fn adopt(&mut self, slots: HashMap<TableId, Vec<Target>>) {
         self.adopted = slots;
     }
 
@@ -41,41 +84,69 @@ impl Maps {
     }
 
     /// The endpoints of a frontend, by slot.
-    pub(crate) fn targets(&self, id: FrontendId) -> &[Target] {
-        self.tables.get(&id).map_or(&[], SlotTable::targets)
+    pub(crate) fn targets(&self, id: FrontendId, sources: Sources) -> &[Target] {
+        let table = self.tables.get(&(id, sources));
+        table.map_or(&[], SlotTable::targets)
     }
 
-    /// Wants the frontend to lead to the selection.
+    /// Wants the frontend to do that.
     pub(crate) fn program(
         &mut self,
         desired: &mut Desired,
         id: FrontendId,
-        comment: &str,
-        selection: &Selection,
+        program: &Program,
         report: &mut SyncReport,
     ) {
-        let targets = match selection {
-            Selection::Chosen { targets, .. } => targets.as_slice(),
-            Selection::NoneLocal | Selection::None => &[],
+        let entry = Entry::of(id.address);
+        let goto = |name: Name| Element::verdict(Verdict::Goto(name));
+        let outcomes = [
+            (Sources::All, Some(&program.all)),
+            (Sources::Cluster, program.cluster.as_ref()),
+        ];
+        for (sources, outcome) in outcomes {
+            let lane = Lane::new(entry, sources);
+            let slots = match outcome {
+                Some(Outcome::Served(slots)) => Some(slots),
+                _ => None,
+            };
+            let count = self.assign(desired, (id, sources), slots, report);
+            let balancer = slots.map(|_| {
+                let balancer = Balancer {
+                    lane,
+                    algorithm: program.algorithm,
+                    sticky: program.affinity.is_some(),
+                    slots: count,
+                };
+                goto(self.balancer(desired, balancer)).with_comment(&program.comment)
+            });
+            report.frontends += set(desired, lane.frontends(), id, balancer);
+        }
+        let unserved = match &program.all {
+            Outcome::Served(_) => None,
+            Outcome::Refused => Some(refused()),
+            Outcome::Dropped => Some(Verdict::Drop),
         };
-        let slots = self.assign(desired, id, targets, report);
-        let verdict = match selection {
-            Selection::Chosen { .. } => Verdict::Goto(self.balancer(desired, slots)),
-            Selection::NoneLocal => Verdict::Drop,
-            Selection::None => refused(),
-        };
-        let (holds, lacks) = if slots > 0 {
-            (&FRONTENDS, &UNSERVED)
-        } else {
-            (&UNSERVED, &FRONTENDS)
-        };
-        let (holds, lacks) = (holds.of(id.family()), lacks.of(id.family()));
-        let key = key_of(id);
-        let element = Element::verdict(verdict).with_comment(comment);
-        desired.remove(&INET, lacks, &key);
-        if desired.get(&INET, holds, &key) != Some(&element) {
-            report.frontends += 1;
-            desired.insert(&INET, holds, key, element);
+        let unserved = unserved.map(|verdict| {
+            let element = Element::verdict(verdict);
+            element.with_comment(&program.comment)
+        });
+        report.frontends += set(desired, entry.unserved(), id, unserved);
+
+        let masquerade = program.masquerade.map(Masquerade::verdict);
+        set(
+            desired,
+            entry.masqueraded(),
+            id,
+            masquerade.map(Element::verdict),
+        );
+        let learn = program.affinity.map(|seconds| {
+            want_learn_chain(desired, seconds);
+            goto(learn_chain(seconds))
+        });
+        set(desired, entry.sticky(), id, learn);
+        if entry == Entry::Address {
+            let chain = self.ranges.assign(desired, id, program.ranges.as_ref());
+            set(desired, &RESTRICTED, id, chain.map(goto));
         }
     }
 
@@ -86,92 +157,171 @@ impl Maps {
         id: FrontendId,
         report: &mut SyncReport,
     ) {
-        let key = key_of(id);
-        for map in [&FRONTENDS, &UNSERVED] {
-            let map = map.of(id.family());
-            if desired.get(&INET, map, &key).is_some() {
-                desired.remove(&INET, map, &key);
-                report.frontends += 1;
+        let entry = Entry::of(id.address);
+        for sources in [Sources::All, Sources::Cluster] {
+            let lane = Lane::new(entry, sources);
+            report.frontends += set(desired, lane.frontends(), id, None);
+            if self.tables.contains_key(&(id, sources)) {
+                self.assign(desired, (id, sources), None, report);
             }
         }
-        if self.tables.contains_key(&id) {
-            self.assign(desired, id, &[], report);
+        report.frontends += set(desired, entry.unserved(), id, None);
+        set(desired, entry.masqueraded(), id, None);
+        set(desired, entry.sticky(), id, None);
+        if entry == Entry::Address {
+            self.ranges.assign(desired, id, None);
+            set(desired, &RESTRICTED, id, None);
         }
     }
 
-    /// Removes the slots that nothing leads to since the last commit.
+    /// Removes what nothing leads to since the last commit.
     pub(crate) fn prune(&mut self, desired: &mut Desired, report: &mut SyncReport) {
         let tables = &mut self.tables;
-        self.unsettled.retain(|id| {
-            let Some(table) = tables.get_mut(id) else {
+        self.unsettled.retain(|at| {
+            let Some(table) = tables.get_mut(at) else {
                 return false;
             };
             for slot in table.prune() {
-                let key = slot_key(id.address, id.protocol.number(), id.port, slot);
-                desired.remove(&INET, ENDPOINTS.of(id.family()), &key);
+                let (map, key) = place(*at, slot);
+                desired.remove(&INET, map.of(at.0.family()), &key);
                 report.slots_removed += 1;
             }
             let is_settled = table.is_settled();
             if is_settled && table.targets().is_empty() {
-                tables.remove(id);
+                tables.remove(at);
             }
             !is_settled
         });
+        self.ranges.prune(desired);
     }
 
-    /// What is desired is in the kernel. Returns whether there are slots to prune.
+    /// What is desired is in the kernel. Returns whether there is something to prune.
     pub(crate) fn committed(&mut self) -> bool {
-        for id in &self.unsettled {
-            if let Some(table) = self.tables.get_mut(id) {
+        for at in &self.unsettled {
+            if let Some(table) = self.tables.get_mut(at) {
                 table.committed();
             }
         }
-        !self.unsettled.is_empty()
+        self.ranges.committed();
+        !self.unsettled.is_empty() || !self.ranges.unused.is_empty()
     }
 
     /// Gives slots to the targets. Returns their number.
     fn assign(
         &mut self,
         desired: &mut Desired,
-        id: FrontendId,
-        targets: &[Target],
+        at: TableId,
+        slots: Option<&Slots>,
         report: &mut SyncReport,
     ) -> u32 {
+        let family = at.0.family();
         let mut write = |slot: u32, target: Target| {
-            let key = slot_key(id.address, id.protocol.number(), id.port, slot);
-            let data = endpoint_data(target.address, target.port);
-            let element = Element::data(data);
-            desired.insert(&INET, ENDPOINTS.of(id.family()), key, element);
+            let (map, key) = place(at, slot);
+            let element = Element::data(endpoint_data(target.address, target.port));
+            desired.insert(&INET, map.of(family), key, element);
         };
-        let table = self.tables.entry(id).or_insert_with(|| {
-            let adopted = self.adopted.remove(&id).unwrap_or_default();
+        if slots.is_none() && !self.tables.contains_key(&at) && !self.adopted.contains_key(&at) {
+            return 0;
+        }
+        let table = self.tables.entry(at).or_insert_with(|| {
+            let adopted = self.adopted.remove(&at).unwrap_or_default();
             for (slot, target) in (0..).zip(&adopted) {
                 write(slot, *target);
             }
             SlotTable::adopted(adopted)
         });
-        for slot in table.update(targets) {
+        let written = match slots {
+            None => table.update(&[]),
+            Some(Slots::Each(targets)) => table.update(targets),
+            Some(Slots::Fixed(targets)) => table.place(targets),
+        };
+        for slot in written {
             write(slot, table.targets()[slot as usize]);
             report.slots_written += 1;
         }
+        let count = table.targets().len();
         if !table.is_settled() {
-            self.unsettled.insert(id);
-        } else if table.targets().is_empty() {
-            self.tables.remove(&id);
+            self.unsettled.insert(at);
+        } else if count == 0 {
+            self.tables.remove(&at);
         }
-        u32::try_from(targets.len()).expect("fewer than 2^32 endpoints")
+        u32::try_from(count).expect("fewer than 2^32 endpoints")
     }
 
-    fn balancer(&mut self, desired: &mut Desired, slots: u32) -> Name {
-        let name = self.balancers.entry(slots);
-        let name = name.or_insert_with(|| random_chain(slots)).clone();
+    fn balancer(&mut self, desired: &mut Desired, balancer: Balancer) -> Name {
+        let name = self.balancers.entry(balancer);
+        let name = name.or_insert_with(|| balancer.chain()).clone();
         if !desired.has_chain(&INET, &name) {
-            want_random_chain(desired, slots);
+            balancer.want(desired);
         }
         name
     }
 }
 
-fn key_of(id: FrontendId) -> Key {
-    frontend_key(id.address, id.protocol.number(), id.port)
+impl Ranges {
+    /// Wants the ranges for the frontend. Returns the chain that decides.
+    fn assign(
+        &mut self,
+        desired: &mut Desired,
+        id: FrontendId,
+        ranges: Option<&SourceRanges>,
+    ) -> Option<Name> {
+        let chain = ranges.map(|ranges| {
+            ranges.want(desired);
+            let chain = ranges.chain();
+            *self.users.entry(chain.clone()).or_default() += 1;
+            self.unused.remove(&chain);
+            chain
+        });
+        let before = match &chain {
+            Some(chain) => self.by_frontend.insert(id, chain.clone()),
+            None => self.by_frontend.remove(&id),
+        };
+        if let Some(before) = before
+            && let Some(users) = self.users.get_mut(&before)
+        {
+            *users -= 1;
+            if *users == 0 {
+                self.users.remove(&before);
+                self.unused.insert(before, false);
+            }
+        }
+        chain
+    }
+
+    fn prune(&mut self, desired: &mut Desired) {
+        self.unused.retain(|chain, is_committed| {
+            if *is_committed {
+                desired.remove_chain(&INET, chain);
+            }
+            !*is_committed
+        });
+    }
+
+    fn committed(&mut self) {
+        self.unused
+            .values_mut()
+            .for_each(|is_committed| *is_committed = true);
+    }
+}
+
+/// Wants the element of the frontend, or none. Returns 1 where that is a change.
+fn set(desired: &mut Desired, map: &PerFamily, id: FrontendId, element: Option<Element>) -> usize {
+    let map = map.of(id.family());
+    let key = frontend_key(id.address, id.protocol.number(), id.port);
+    if desired.get(&INET, map, &key) == element.as_ref() {
+        return 0;
+    }
+    match element {
+        Some(element) => desired.insert(&INET, map, key, element),
+        None => desired.remove(&INET, map, &key),
+    }
+    1
+}
+
+/// Where a slot is.
+fn place((id, sources): TableId, slot: u32) -> (&'static PerFamily, Key) {
+    let map = Lane::new(Entry::of(id.address), sources).endpoints();
+    let key = slot_key(id.address, id.protocol.number(), id.port, slot);
+    (map, key)
 }

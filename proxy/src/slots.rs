@@ -93,6 +93,18 @@ impl SlotTable {
         writes.into_iter().map(|(slot, _)| as_slot(slot)).collect()
     }
 
+    /// Puts the endpoints into just these slots; one may have several. Returns the slots
+    /// that have got another endpoint.
+    pub fn place(&mut self, wanted: &[Target]) -> Vec<u32> {
+        let differs = |slot: &usize| self.targets.get(*slot) != wanted.get(*slot);
+        let written = (0..wanted.len()).filter(differs).map(as_slot).collect();
+        self.targets.clear();
+        self.targets.extend_from_slice(wanted);
+        self.in_use = self.in_use.max(as_slot(wanted.len()));
+        self.written = self.written.max(as_slot(wanted.len()));
+        written
+    }
+
     /// The slots that nothing can lead to any more. They count as removed from the map.
     pub fn prune(&mut self) -> Range<u32> {
         let orphans = self.in_use..self.written;

@@ -5,11 +5,12 @@ mod problems;
 use std::fmt;
 use std::net::IpAddr;
 
+use dataplane::layout::services::Sources;
 use serde::{Deserialize, Serialize};
 
 use crate::Proxy;
 use crate::endpoints::candidates;
-use crate::frontend::{Frontend, FrontendId, FrontendKind, plan};
+use crate::frontend::{Frontend, FrontendId, FrontendKind};
 use crate::index::Slice;
 use crate::model::{ObjectKey, Service};
 use crate::topology::{Candidate, Criterion, Selection, select};
@@ -41,6 +42,10 @@ pub struct FrontendStatus {
     /// What happens to a new connection.
     #[serde(flatten)]
     pub state: FrontendState,
+    /// What happens to one from a pod of the cluster or from this node, where that is
+    /// different.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_cluster: Option<FrontendState>,
     /// All endpoints of the port and family, used or not, sorted by address and port.
     pub endpoints: Vec<EndpointStatus>,
 }
@@ -74,7 +79,8 @@ pub struct EndpointStatus {
     pub address: IpAddr,
     /// Port.
     pub port: u16,
-    /// Its slot; `None`: not used.
+    /// Its slot, the first if it has several; `None`: not used, or by sources of the
+    /// cluster only.
     pub slot: Option<u32>,
     /// Condition `ready`.
     pub ready: bool,
@@ -88,9 +94,19 @@ pub struct EndpointStatus {
     pub zone: Option<String>,
 }
 
+impl From<Selection> for FrontendState {
+    fn from(selection: Selection) -> Self {
+        match selection {
+            Selection::Chosen { by, .. } => Self::Served { by },
+            Selection::NoneLocal => Self::Dropped,
+            Selection::None => Self::Refused,
+        }
+    }
+}
+
 impl Proxy {
     pub(crate) fn status(&self, service: &Service, slices: &[Slice]) -> ServiceStatus {
-        let plan = plan(service);
+        let plan = self.plan(service);
         let mut frontends = Vec::new();
         for group in plan.groups() {
             let port = &service.ports[group[0].port];
@@ -120,21 +136,24 @@ impl Proxy {
             _ if is_lost => FrontendState::Lost {
                 owner: owner.map(ToString::to_string).unwrap_or_default(),
             },
-            Selection::Chosen { by, .. } => FrontendState::Served { by },
-            Selection::NoneLocal => FrontendState::Dropped,
-            Selection::None => FrontendState::Refused,
+            selection => selection.into(),
         };
+        let from_cluster = self
+            .for_cluster(frontend, candidates)
+            .map(FrontendState::from);
+        let from_cluster = from_cluster.filter(|other| !is_lost && *other != state);
         // The slots of a lost frontend are those of its owner's endpoints.
         let used = if is_lost {
             &[]
         } else {
-            self.maps.targets(frontend.id)
+            self.maps.targets(frontend.id, Sources::All)
         };
         let mut slots: Vec<_> = (0..)
             .zip(used)
             .map(|(slot, target)| (*target, slot))
             .collect();
         slots.sort_unstable();
+        slots.dedup_by_key(|(target, _)| *target);
         let endpoints = candidates.iter().map(|candidate| {
             let found = slots.binary_search_by_key(&candidate.target, |(target, _)| *target);
             let slot = found.ok().map(|at| slots[at].1);
@@ -145,6 +164,7 @@ impl Proxy {
             port_name: String::new(),
             kind: frontend.kind,
             state,
+            from_cluster,
             endpoints: endpoints.collect(),
         }
     }
@@ -184,16 +204,25 @@ impl fmt::Display for FrontendStatus {
         if !self.port_name.is_empty() {
             write!(f, " {}", self.port_name)?;
         }
-        match &self.state {
-            FrontendState::Served { by } => write!(f, " {}", describe(*by))?,
-            FrontendState::Refused => f.write_str(" refused: no usable endpoint")?,
-            FrontendState::Dropped => f.write_str(" dropped: no usable endpoint on this node")?,
-            FrontendState::Lost { owner } => write!(f, " is served for {owner}")?,
+        write!(f, " {}", self.state)?;
+        if let Some(state) = &self.from_cluster {
+            write!(f, "; from the cluster {state}")?;
         }
         for endpoint in &self.endpoints {
             write!(f, "\n    {endpoint}")?;
         }
         Ok(())
+    }
+}
+
+impl fmt::Display for FrontendState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Served { by } => f.write_str(describe(*by)),
+            Self::Refused => f.write_str("refused: no usable endpoint"),
+            Self::Dropped => f.write_str("dropped: no usable endpoint on this node"),
+            Self::Lost { owner } => write!(f, "is served for {owner}"),
+        }
     }
 }
 

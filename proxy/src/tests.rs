@@ -3,6 +3,7 @@
 mod adoption;
 mod conflicts;
 mod endpoints;
+mod external;
 mod harness;
 mod lifecycle;
 mod properties;

@@ -243,6 +243,7 @@ fn remember(family: IpFamily) -> Rule {
             map: ORIGINS.of(family).clone(),
             key: vec![family.saddr(), Field::L4Proto, Field::Sport],
             data: vec![original, Field::CtOrigProtoDst],
+            timeout_ms: 0,
         })
 }
 

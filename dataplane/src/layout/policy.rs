@@ -23,7 +23,7 @@ use crate::desired::Desired;
 use crate::field::{Field, ct_state};
 use crate::layout::denials;
 use crate::layout::ports::PORTS_OF_POD;
-use crate::layout::services::{HAIRPIN, UNSERVED_CHAIN};
+use crate::layout::services::{CLUSTER_IPS_CHAIN, HAIRPIN, UNSERVED_CHAIN};
 use crate::layout::{
     GENERATION_MASK, INET, PRIORITY_FILTER, PerFamily, base_chain, per_family, regular_chain,
 };
@@ -273,6 +273,7 @@ fn install_base_chains(desired: &mut Desired) {
     common.push(Rule::new().ct_new().jump(UNSERVED_CHAIN));
 
     let mut forward = common.clone();
+    forward.push(Rule::new().ct_new().jump(CLUSTER_IPS_CHAIN));
     forward.extend(from_pods(|rule| rule.goto(FROM_POD)));
     forward.extend(to_pods(|rule| rule.goto(TO_POD)));
     base_chain(

@@ -1,16 +1,30 @@
 //! Services: frontends and endpoints.
 //!
-//! `frontends` maps `address . protocol . port` to `goto random-K`, one chain for each
-//! number of endpoints K that occurs. Its rule translates to what `endpoints` has for
-//! `address . protocol . port . numgen random mod K`: the slots of a frontend are
-//! numbered 0 to K-1, and a change of one endpoint is a change of one element.
+//! A *frontend* is `address . protocol . port`, or for a node port `protocol . port` on any
+//! of the node's addresses. Maps lead from it to a balancer, and from its *slots* to
+//! endpoints ([`balancer`]). What is the same on every node is in [`chains`]:
 //!
-//! A packet that reads `goto random-3` just before a commit takes slot 2 away finds no
-//! endpoint; a second rule then takes slot 0 (`mod 1`), which exists as long as the
-//! frontend does.
-//!
-//! The chains are kept once made: kernels before 6.2 cannot delete a chain in the batch
-//! that removes the last element leading to it.
+//! ```text
+//! prerouting, output -110  restricted    loadBalancerSourceRanges
+//! prerouting, output -100  cluster-services   what only sources of the cluster reach
+//!                          services      all others
+//! forward, input, output 0 unserved      frontends without endpoints: refused or dropped
+//! forward, output        0 cluster-ips   ports and addresses that no Service has
+//! postrouting           90 learn         where a client of a Service with affinity went
+//! postrouting          100 masquerade    what must come back through this node
+//! ```
+
+mod affinity;
+mod balancer;
+mod chains;
+mod source_ranges;
+
+pub(super) use chains::{CLUSTER_IPS_CHAIN, UNSERVED_CHAIN, install};
+
+pub use affinity::{AffinityKey, learn_chain, want_learn_chain};
+pub use balancer::{Algorithm, Balancer, Lane, Sources};
+pub use chains::{Masquerade, refused, set_masquerade_all};
+pub use source_ranges::{SourceRanges, is_source_ranges};
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -18,47 +32,168 @@ use std::sync::Arc;
 use crate::datatype::{Bytes, DataType, Type};
 use crate::desired::Desired;
 use crate::field::Field;
-use crate::layout::ports;
-use crate::layout::{
-    INET, PRIORITY_DSTNAT, PRIORITY_FILTER, PRIORITY_SRCNAT, PerFamily, base_chain, per_family,
-    regular_chain,
-};
-use crate::object::{Chain, ChainType, Element, Hook, IpFamily, Key, Name, SetSpec, Value};
-use crate::rule::{Reject, Rule, Statement, Verdict};
+use crate::layout::{INET, PerFamily, per_family};
+use crate::object::{Element, IpFamily, Key, Ruleset, Value};
 
-/// `address . protocol . port` of a Service with endpoints to its balancing chain.
+/// `address . protocol . port` of a Service with endpoints to its balancer.
 pub static FRONTENDS: PerFamily = per_family!("frontends");
+/// `protocol . port` of a node port to its balancer.
+pub static NODE_FRONTENDS: PerFamily = per_family!("node-frontends");
+/// Like [`FRONTENDS`], asked first for sources of the cluster.
+pub static CLUSTER_FRONTENDS: PerFamily = per_family!("cluster-frontends");
+/// Like [`NODE_FRONTENDS`], asked first for sources of the cluster.
+pub static CLUSTER_NODE_FRONTENDS: PerFamily = per_family!("cluster-node-frontends");
+
 /// `address . protocol . port . slot` to the endpoint's `address . port`.
 pub static ENDPOINTS: PerFamily = per_family!("endpoints");
+/// `protocol . port . slot` to the endpoint's `address . port`.
+pub static NODE_ENDPOINTS: PerFamily = per_family!("node-endpoints");
+/// The slots of [`CLUSTER_FRONTENDS`].
+pub static CLUSTER_ENDPOINTS: PerFamily = per_family!("cluster-endpoints");
+/// The slots of [`CLUSTER_NODE_FRONTENDS`].
+pub static CLUSTER_NODE_ENDPOINTS: PerFamily = per_family!("cluster-node-endpoints");
+
 /// `address . protocol . port` of a Service without usable endpoints to what is done
 /// about it: [`refused`] or drop.
 pub static UNSERVED: PerFamily = per_family!("unserved");
-/// `address . address` of this node's pods, each with itself: a pod that reaches itself
-/// through a Service must see another source address.
-pub static HAIRPIN: PerFamily = per_family!("hairpin");
+/// The same for `protocol . port` of a node port.
+pub static NODE_UNSERVED: PerFamily = per_family!("node-unserved");
 
-/// The node's addresses on which node ports are served.
-pub static NODE_ADDRESSES: PerFamily = per_family!("node-addresses");
+/// `address . protocol . port` from outside the cluster to what is done about the source:
+/// [`Masquerade::verdict`].
+pub static MASQUERADED: PerFamily = per_family!("masqueraded");
+/// The same for `protocol . port` of a node port.
+pub static NODE_MASQUERADED: PerFamily = per_family!("node-masqueraded");
+
+/// `address . protocol . port` with session affinity to the chain that learns.
+pub static STICKY: PerFamily = per_family!("sticky");
+/// The same for `protocol . port` of a node port.
+pub static NODE_STICKY: PerFamily = per_family!("node-sticky");
+/// `client . address . protocol . port` to the endpoint where the client went. Written by
+/// the rules.
+pub static AFFINITY: PerFamily = per_family!("affinity");
+
+/// `address . protocol . port` with `loadBalancerSourceRanges` to their chain.
+pub static RESTRICTED: PerFamily = per_family!("restricted");
+
+/// The cluster IPs of all Services.
+pub static CLUSTER_IPS: PerFamily = per_family!("cluster-ips");
 /// Ranges of cluster IPs.
 pub static SERVICE_CIDRS: PerFamily = per_family!("service-cidrs");
 /// Ranges of the addresses of pods, of all nodes.
 pub static CLUSTER_CIDRS: PerFamily = per_family!("cluster-cidrs");
+/// The node's addresses on which node ports are served.
+pub static NODE_ADDRESSES: PerFamily = per_family!("node-addresses");
+/// `address . address` of this node's pods, each with itself: a pod that reaches itself
+/// through a Service must see another source address.
+pub static HAIRPIN: PerFamily = per_family!("hairpin");
 
-/// Chain that decides for frontends without endpoints; jumped to by the filter hooks.
-pub(super) const UNSERVED_CHAIN: &str = "unserved";
-const SERVICES_CHAIN: &str = "services";
-const REFUSE_CHAIN: &str = "refuse";
+/// Wants the chains of `observed` that are kept once they are made: packets and conntrack
+/// need none of them, but to remove one costs older kernels a second batch.
+pub fn keep_chains(desired: &mut Desired, observed: &Ruleset) {
+    let table = observed.tables.get(&*INET).into_iter();
+    for name in table.flat_map(|table| table.chains.keys()) {
+        if let Some(balancer) = Balancer::of_chain(name) {
+            balancer.want(desired);
+        } else if let Some(seconds) = affinity::seconds_of_chain(name) {
+            want_learn_chain(desired, seconds);
+        }
+    }
+}
+
+/// How a frontend is found.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Entry {
+    /// By `address . protocol . port`.
+    Address,
+    /// By `protocol . port` on the node's addresses.
+    NodePort,
+}
+
+impl Entry {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::Address, Self::NodePort];
+
+    /// The entry of a frontend: the unspecified address stands for all of the node's.
+    pub const fn of(address: IpAddr) -> Self {
+        if address.is_unspecified() {
+            Self::NodePort
+        } else {
+            Self::Address
+        }
+    }
+
+    /// One of two maps.
+    fn pick(
+        self,
+        address: &'static PerFamily,
+        node_port: &'static PerFamily,
+    ) -> &'static PerFamily {
+        match self {
+            Self::Address => address,
+            Self::NodePort => node_port,
+        }
+    }
+
+    /// [`UNSERVED`] or its like.
+    pub fn unserved(self) -> &'static PerFamily {
+        self.pick(&UNSERVED, &NODE_UNSERVED)
+    }
+
+    /// [`MASQUERADED`] or its like.
+    pub fn masqueraded(self) -> &'static PerFamily {
+        self.pick(&MASQUERADED, &NODE_MASQUERADED)
+    }
+
+    /// [`STICKY`] or its like.
+    pub fn sticky(self) -> &'static PerFamily {
+        self.pick(&STICKY, &NODE_STICKY)
+    }
+
+    fn frontend_type(self, family: IpFamily) -> Type {
+        use DataType::{InetProto, InetService};
+        match self {
+            Self::Address => Type::of(&[family.addr_type(), InetProto, InetService]),
+            Self::NodePort => Type::of(&[InetProto, InetService]),
+        }
+    }
+
+    fn slot_type(self, family: IpFamily) -> Type {
+        use DataType::{InetProto, InetService, Mark};
+        match self {
+            Self::Address => Type::of(&[family.addr_type(), InetProto, InetService, Mark]),
+            Self::NodePort => Type::of(&[InetProto, InetService, Mark]),
+        }
+    }
+
+    /// The frontend that a packet is sent to.
+    fn destination(self, family: IpFamily) -> Vec<Field> {
+        match self {
+            Self::Address => vec![family.daddr(), Field::L4Proto, Field::Dport],
+            Self::NodePort => vec![Field::L4Proto, Field::Dport],
+        }
+    }
+
+    /// The frontend that a flow's first packet was sent to.
+    fn original_destination(self, family: IpFamily) -> Vec<Field> {
+        let ports = [Field::L4Proto, Field::CtOrigProtoDst];
+        match self {
+            Self::Address => [original_daddr(family)].into_iter().chain(ports).collect(),
+            Self::NodePort => ports.into(),
+        }
+    }
+}
+
+const fn original_daddr(family: IpFamily) -> Field {
+    match family {
+        IpFamily::V4 => Field::CtOrigIpDaddr,
+        IpFamily::V6 => Field::CtOrigIp6Daddr,
+    }
+}
 
 /// `address . protocol . port`.
 pub fn frontend_type(family: IpFamily) -> Type {
-    use DataType::{InetProto, InetService};
-    Type::of(&[family.addr_type(), InetProto, InetService])
-}
-
-/// `address . protocol . port . slot`.
-pub fn slot_type(family: IpFamily) -> Type {
-    use DataType::{InetProto, InetService, Mark};
-    Type::of(&[family.addr_type(), InetProto, InetService, Mark])
+    Entry::Address.frontend_type(family)
 }
 
 /// `address . port`.
@@ -66,19 +201,22 @@ pub fn endpoint_type(family: IpFamily) -> Type {
     Type::of(&[family.addr_type(), DataType::InetService])
 }
 
-/// Key of a frontend.
+fn frontend_bytes(address: IpAddr, protocol: u8, port: u16) -> Bytes {
+    let bytes = match Entry::of(address) {
+        Entry::Address => Bytes::new().addr(address),
+        Entry::NodePort => Bytes::new(),
+    };
+    bytes.proto(protocol).port(port)
+}
+
+/// Key of a frontend; with the unspecified address, of a node port.
 pub fn frontend_key(address: IpAddr, protocol: u8, port: u16) -> Key {
-    Bytes::new()
-        .addr(address)
-        .proto(protocol)
-        .port(port)
-        .build()
+    frontend_bytes(address, protocol, port).build()
 }
 
 /// Key of a frontend's slot.
 pub fn slot_key(address: IpAddr, protocol: u8, port: u16, slot: u32) -> Key {
-    let frontend = Bytes::new().addr(address).proto(protocol).port(port);
-    frontend.word(slot).build()
+    frontend_bytes(address, protocol, port).word(slot).build()
 }
 
 /// Data of a slot.
@@ -89,7 +227,7 @@ pub fn endpoint_data(address: IpAddr, port: u16) -> Arc<[u8]> {
 /// A slot of a frontend, as [`slot_key`] writes it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Slot {
-    /// Address and port of the frontend.
+    /// Address and port of the frontend; for a node port, the unspecified address.
     pub frontend: SocketAddr,
     /// Its IP protocol.
     pub protocol: u8,
@@ -98,18 +236,34 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// The slot of a key in [`ENDPOINTS`]; `None` for bytes that are none.
-    pub fn parse(family: IpFamily, key: &[u8]) -> Option<Self> {
-        let (address, rest) = split_address(family, key)?;
-        let [protocol, _, _, _, high, low, _, _, number @ ..] = rest else {
-            return None;
-        };
+    /// The slot of a key in [`ENDPOINTS`] or its like; `None` for bytes that are none.
+    pub fn parse(entry: Entry, family: IpFamily, key: &[u8]) -> Option<Self> {
+        let (protocol, frontend) = parse_frontend(entry, family, key)?;
+        let number = key.last_chunk()?;
         Some(Self {
-            frontend: SocketAddr::new(address, u16::from_be_bytes([*high, *low])),
-            protocol: *protocol,
-            number: u32::from_ne_bytes(number.try_into().ok()?),
+            frontend,
+            protocol,
+            number: u32::from_ne_bytes(*number),
         })
     }
+}
+
+/// Protocol, address and port of a key of [`frontend_key`]; `None` for bytes that are none.
+pub fn parse_frontend(entry: Entry, family: IpFamily, key: &[u8]) -> Option<(u8, SocketAddr)> {
+    let (address, rest) = match entry {
+        Entry::Address => split_address(family, key)?,
+        Entry::NodePort => (family.unspecified(), key),
+    };
+    let [protocol, _, _, _, high, low, ..] = rest else {
+        return None;
+    };
+    let port = u16::from_be_bytes([*high, *low]);
+    Some((*protocol, SocketAddr::new(address, port)))
+}
+
+/// The address of a key of one address; `None` for bytes that are none.
+pub fn parse_address(family: IpFamily, key: &[u8]) -> Option<IpAddr> {
+    Some(split_address(family, key)?.0)
 }
 
 /// The endpoint that a slot leads to, as [`endpoint_data`] writes it.
@@ -133,184 +287,4 @@ fn split_address(family: IpFamily, bytes: &[u8]) -> Option<(IpAddr, &[u8])> {
             Some((IpAddr::from(*address), rest))
         }
     }
-}
-
-/// Verdict for a frontend that is refused: the client learns it at once.
-pub fn refused() -> Verdict {
-    Verdict::Goto(REFUSE_CHAIN.into())
-}
-
-/// Name of the chain that chooses among `slots` endpoints at random.
-pub fn random_chain(slots: u32) -> Name {
-    format!("random-{slots}").into()
-}
-
-/// The number of endpoints that the chain chooses among, if it is one of
-/// [`random_chain`].
-pub fn slots_of_chain(name: &Name) -> Option<u32> {
-    name.as_str().strip_prefix("random-")?.parse().ok()
-}
-
-/// Wants the chain of [`random_chain`].
-pub fn want_random_chain(desired: &mut Desired, slots: u32) {
-    let name = random_chain(slots);
-    if desired.has_chain(&INET, &name) {
-        return;
-    }
-    let mut rules = Vec::new();
-    for family in IpFamily::BOTH {
-        rules.push(translate(family, Field::Random(slots)));
-        if slots > 1 {
-            rules.push(translate(family, Field::Random(1)));
-        }
-    }
-    desired.chain(&INET, &name, Chain::regular("", rules));
-}
-
-fn translate(family: IpFamily, slot: Field) -> Rule {
-    let [address, protocol, port] = frontend_fields(family);
-    Rule::new().family(family).with(Statement::Dnat {
-        family,
-        key: vec![address, protocol, port, slot],
-        map: ENDPOINTS.of(family).clone(),
-    })
-}
-
-const fn frontend_fields(family: IpFamily) -> [Field; 3] {
-    [family.daddr(), Field::L4Proto, Field::Dport]
-}
-
-pub(super) fn install(desired: &mut Desired) {
-    for family in IpFamily::BOTH {
-        let frontend = frontend_type(family);
-        let address = Type::of(&[family.addr_type()]);
-        let pair = Type::of(&[family.addr_type(), family.addr_type()]);
-        let specs = [
-            (
-                &FRONTENDS,
-                SetSpec::verdict_map(
-                    frontend,
-                    "Service address . protocol . port to its balancer",
-                ),
-            ),
-            (
-                &ENDPOINTS,
-                SetSpec::map(
-                    slot_type(family),
-                    endpoint_type(family),
-                    "Service address . protocol . port . slot to the endpoint",
-                ),
-            ),
-            (
-                &UNSERVED,
-                SetSpec::verdict_map(frontend, "Services without endpoints"),
-            ),
-            (
-                &HAIRPIN,
-                SetSpec::set(pair, "this node's pods, each with itself"),
-            ),
-            (
-                &NODE_ADDRESSES,
-                SetSpec::set(address, "this node's addresses with node ports"),
-            ),
-            (
-                &SERVICE_CIDRS,
-                SetSpec::intervals(address, "ranges of cluster IPs"),
-            ),
-            (
-                &CLUSTER_CIDRS,
-                SetSpec::intervals(address, "ranges of pods' addresses"),
-            ),
-        ];
-        for (name, spec) in specs {
-            desired.set(&INET, name.of(family), spec);
-        }
-    }
-
-    let per_family = |map: &PerFamily| -> Vec<Rule> {
-        let rule = |family| {
-            Rule::new()
-                .family(family)
-                .vmap(&frontend_fields(family), map.of(family).clone())
-        };
-        IpFamily::BOTH.map(rule).into()
-    };
-    regular_chain(
-        desired,
-        SERVICES_CHAIN,
-        "Services: to the balancer of the frontend",
-        per_family(&FRONTENDS),
-    );
-    regular_chain(
-        desired,
-        UNSERVED_CHAIN,
-        "Services without endpoints",
-        per_family(&UNSERVED),
-    );
-    regular_chain(
-        desired,
-        REFUSE_CHAIN,
-        "tells the client at once",
-        vec![
-            // A client believes an ICMPv6 error about its first SYN only when it has sent
-            // that again, a second later; it believes a reset at once.
-            Rule::new()
-                .l4proto(6)
-                .counter()
-                .with(Statement::Reject(Reject::TcpReset)),
-            Rule::new()
-                .counter()
-                .with(Statement::Reject(Reject::PortUnreachable)),
-        ],
-    );
-    install_base_chains(desired);
-}
-
-fn install_base_chains(desired: &mut Desired) {
-    let to_services = || vec![Rule::new().jump(SERVICES_CHAIN)];
-    base_chain(
-        desired,
-        &INET,
-        "nat-prerouting",
-        (ChainType::Nat, Hook::Prerouting, PRIORITY_DSTNAT),
-        "Services for what comes in",
-        to_services(),
-    );
-    base_chain(
-        desired,
-        &INET,
-        "nat-output",
-        (ChainType::Nat, Hook::Output, PRIORITY_DSTNAT),
-        "Services for this node's own traffic",
-        to_services(),
-    );
-    base_chain(
-        desired,
-        &INET,
-        "output",
-        (ChainType::Filter, Hook::Output, PRIORITY_FILTER),
-        "this node's own traffic: no policy",
-        vec![
-            Rule::new().ct_new().jump(UNSERVED_CHAIN),
-            ports::no_redirects(),
-        ],
-    );
-    let hairpin = |family: IpFamily| {
-        Rule::new()
-            .family(family)
-            .in_set(
-                &[family.saddr(), family.daddr()],
-                HAIRPIN.of(family).clone(),
-            )
-            .with(Statement::Masquerade)
-            .comment("a pod reaches itself through a Service")
-    };
-    base_chain(
-        desired,
-        &INET,
-        "masquerade",
-        (ChainType::Nat, Hook::Postrouting, PRIORITY_SRCNAT),
-        "what must come back through this node",
-        IpFamily::BOTH.map(hairpin).into(),
-    );
 }

@@ -347,7 +347,9 @@ fn add_set(spec: &SetSpec, w: &mut Writer<'_>) {
     }
     if let Some(dynamic) = spec.dynamic {
         flags |= set_flags::EVAL | set_flags::TIMEOUT;
-        w.u64(set::TIMEOUT, dynamic.timeout_ms);
+        if dynamic.timeout_ms > 0 {
+            w.u64(set::TIMEOUT, dynamic.timeout_ms);
+        }
         w.nest(set::DESC, |w| w.u32(set::DESC_SIZE, dynamic.size));
     }
     w.u32(set::FLAGS, flags);

@@ -1,13 +1,14 @@
 //! Conntrack entries of flows whose endpoint is gone.
 //!
 //! A UDP client that keeps its port keeps its flow: without a word to conntrack its
-//! datagrams go to the removed endpoint for as long as it sends. TCP needs none of this,
-//! its connections end.
+//! datagrams go to the removed endpoint for as long as it sends. SCTP sets up again over the
+//! same ports. TCP needs none of this, its connections end.
 //!
-//! One dump of the entries of the protocol finds them, however many endpoints have gone;
-//! the kernel filters it (`CTA_FILTER`, 5.8; older ones send all, and it is filtered here).
+//! The kernel looks for the entries (`CTA_FILTER`, 5.8; older ones send all, and it is
+//! filtered here): by frontend where there are few, and otherwise once for all of a
+//! protocol.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use crate::kernel::{KernelError, StaleFlow};
@@ -24,9 +25,11 @@ const TUPLE_ORIG: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const ID: u16 = 12;
 const FILTER: u16 = 25;
-/// `enum ctattr_filter`, and its flag for the protocol.
+/// `enum ctattr_filter`, and its flags for addresses, protocol and ports.
 const FILTER_ORIG_FLAGS: u16 = 1;
+const FILTER_IP_DST: u32 = 1 << 1;
 const FILTER_PROTO_NUM: u32 = 1 << 3;
+const FILTER_PROTO_DST_PORT: u32 = 1 << 5;
 /// `enum ctattr_tuple`.
 const TUPLE_IP: u16 = 1;
 const TUPLE_PROTO: u16 = 2;
@@ -38,10 +41,13 @@ const PROTO_NUM: u16 = 1;
 const PROTO_SRC_PORT: u16 = 2;
 const PROTO_DST_PORT: u16 = 3;
 
-/// `IPPROTO_UDP`.
-const UDP: u8 = 17;
 /// Deletions of one datagram.
 const AT_ONCE: usize = 64;
+/// Up to so many frontends are looked for one by one.
+const FEW: usize = 4;
+
+/// The flows of one family and protocol, by frontend and endpoint.
+type Wanted = BTreeSet<(SocketAddr, SocketAddr)>;
 
 /// The two ends of a flow as its entry has them.
 pub(super) struct Flow {
@@ -53,18 +59,24 @@ pub(super) struct Flow {
 
 /// Deletes the entries of these flows and returns how many there were.
 pub(super) fn forget(kernel: &mut Nftables, stale: &[StaleFlow]) -> Result<usize, KernelError> {
+    let mut groups: BTreeMap<(IpFamily, u8), Wanted> = BTreeMap::new();
+    for flow in stale {
+        let group = (IpFamily::of(flow.frontend.ip()), flow.protocol);
+        let wanted = groups.entry(group).or_default();
+        wanted.insert((flow.frontend, flow.endpoint));
+    }
     let mut deleted = 0;
-    for family in IpFamily::BOTH {
-        let of_family = stale
-            .iter()
-            .filter(|flow| IpFamily::of(flow.frontend.ip()) == family);
-        let wanted: BTreeSet<_> = of_family
-            .map(|flow| (flow.frontend, flow.endpoint))
-            .collect();
-        if wanted.is_empty() {
-            continue;
-        }
-        deleted += forget_where(kernel, family, UDP, |flow| {
+    for ((family, protocol), wanted) in groups {
+        let frontends: BTreeSet<_> = wanted.iter().map(|(frontend, _)| *frontend).collect();
+        let requests: Vec<_> = if frontends.len() <= FEW {
+            let frontends = frontends.into_iter();
+            frontends
+                .map(|frontend| request(protocol, Some(frontend)))
+                .collect()
+        } else {
+            vec![request(protocol, None)]
+        };
+        deleted += forget_found(kernel, (family, protocol), &requests, |flow| {
             wanted.contains(&(flow.frontend, flow.endpoint))
         })?;
     }
@@ -78,9 +90,19 @@ pub(super) fn forget_where(
     protocol: u8,
     is_stale: impl Fn(&Flow) -> bool,
 ) -> Result<usize, KernelError> {
-    let entries = find(kernel, family, protocol, is_stale)?;
+    let requests = [request(protocol, None)];
+    forget_found(kernel, (family, protocol), &requests, is_stale)
+}
+
+fn forget_found(
+    kernel: &mut Nftables,
+    group: (IpFamily, u8),
+    requests: &[Vec<u8>],
+    is_stale: impl Fn(&Flow) -> bool,
+) -> Result<usize, KernelError> {
+    let entries = find(kernel, group, requests, is_stale)?;
     for entries in entries.chunks(AT_ONCE) {
-        kernel.carry_out(DELETE, family.nfproto(), entries)?;
+        kernel.carry_out(DELETE, group.0.nfproto(), entries)?;
     }
     Ok(entries.len())
 }
@@ -89,27 +111,21 @@ pub(super) fn forget_where(
 /// with the same addresses is meant.
 fn find(
     kernel: &mut Nftables,
-    family: IpFamily,
-    protocol: u8,
+    (family, protocol): (IpFamily, u8),
+    requests: &[Vec<u8>],
     is_stale: impl Fn(&Flow) -> bool,
 ) -> Result<Vec<Vec<u8>>, KernelError> {
-    let mut request = Vec::new();
-    let mut writer = Writer(&mut request);
-    writer.nest(TUPLE_ORIG, |w| {
-        w.nest(TUPLE_PROTO, |w| w.u8(PROTO_NUM, protocol));
-    });
-    writer.nest(FILTER, |w| {
-        w.bytes(FILTER_ORIG_FLAGS, &FILTER_PROTO_NUM.to_ne_bytes());
-    });
     let mut found = BTreeSet::new();
     let mut each = |entry: Attrs<'_>| {
         if flow(entry, family, protocol).is_some_and(|flow| is_stale(&flow)) {
             found.extend(identity(entry));
         }
     };
-    // A table that changes meanwhile shows an entry twice or not at all; one that is
-    // missed times out, as it would have without this.
-    kernel.dump_once(GET, family.nfproto(), &request, &mut each)?;
+    for request in requests {
+        // A table that changes meanwhile shows an entry twice or not at all; one that is
+        // missed times out, as it would have without this.
+        kernel.dump_once(GET, family.nfproto(), request, &mut each)?;
+    }
     Ok(found.into_iter().collect())
 }
 
@@ -122,6 +138,34 @@ fn flow(entry: Attrs<'_>, family: IpFamily, wanted: u8) -> Option<Flow> {
         endpoint: side(reply, family, IP_SRC, PROTO_SRC_PORT)?,
     };
     (protocol == wanted).then_some(flow)
+}
+
+/// Asks for the entries of the protocol, or of the frontend alone.
+fn request(protocol: u8, frontend: Option<SocketAddr>) -> Vec<u8> {
+    let mut request = Vec::new();
+    let mut writer = Writer(&mut request);
+    let mut flags = FILTER_PROTO_NUM;
+    writer.nest(TUPLE_ORIG, |w| {
+        if let Some(frontend) = frontend {
+            flags |= FILTER_PROTO_DST_PORT;
+            // By an IPv6 address the kernel, up to 6.18 at least, gives all entries but the
+            // ones that are asked for (`ctnetlink_filter_match_tuple`).
+            if let IpAddr::V4(v4) = frontend.ip() {
+                flags |= FILTER_IP_DST;
+                w.nest(TUPLE_IP, |w| w.bytes(IP_DST[0], &v4.octets()));
+            }
+        }
+        w.nest(TUPLE_PROTO, |w| {
+            w.u8(PROTO_NUM, protocol);
+            if let Some(frontend) = frontend {
+                w.u16(PROTO_DST_PORT, frontend.port());
+            }
+        });
+    });
+    writer.nest(FILTER, |w| {
+        w.bytes(FILTER_ORIG_FLAGS, &flags.to_ne_bytes());
+    });
+    request
 }
 
 fn side(tuple: Attrs<'_>, family: IpFamily, ip: [u16; 2], port: u16) -> Option<SocketAddr> {

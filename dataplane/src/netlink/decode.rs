@@ -100,10 +100,9 @@ impl Decoder<'_> {
                 self.load(attrs, ct::DREG, source, None)
             }
             "fib" => {
-                let address_type = attrs.u32(fib::RESULT)? == fib::ADDRTYPE;
-                let daddr = attrs.u32(fib::FLAGS)? == fib::DADDR;
-                (address_type && daddr).then_some(())?;
-                self.load(attrs, fib::DREG, Source::FibDaddrType, None)
+                (attrs.u32(fib::RESULT)? == fib::ADDRTYPE).then_some(())?;
+                let flags = attrs.u32(fib::FLAGS)?;
+                self.load(attrs, fib::DREG, Source::FibType { flags }, None)
             }
             "numgen" => self.numgen(attrs),
             "hash" => self.hash(attrs),
@@ -293,6 +292,7 @@ impl Decoder<'_> {
         let statement = Statement::Update {
             key: self.fields(attrs.u32(dynset::SREG_KEY)?, spec.key)?,
             data: self.fields(attrs.u32(dynset::SREG_DATA)?, data_type)?,
+            timeout_ms: attrs.get(dynset::TIMEOUT).and_then(Attr::u64).unwrap_or(0),
             map,
         };
         self.statements.push(statement);

@@ -131,6 +131,16 @@ fn read_set_elements(
     Ok(set)
 }
 
+/// The elements of a set as a list.
+pub(super) fn learnt(
+    kernel: &mut Nftables,
+    id: &TableId,
+    name: &Name,
+) -> Result<Vec<(Key, Element)>, KernelError> {
+    let elements = read_elements(kernel, id, name)?;
+    Ok(elements.into_iter().collect())
+}
+
 fn read_elements(
     kernel: &mut Nftables,
     id: &TableId,

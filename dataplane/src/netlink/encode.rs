@@ -78,7 +78,12 @@ fn encode_statement(statement: &Statement, list: &mut Writer<'_>) {
                 w.u32(nat::REG_PROTO_MIN, port);
             });
         }
-        Statement::Update { map, key, data } => {
+        Statement::Update {
+            map,
+            key,
+            data,
+            timeout_ms,
+        } => {
             let data_reg = load_all(key, reg::FIRST, list);
             load_all(data, data_reg, list);
             expression(list, "dynset", |w| {
@@ -86,6 +91,9 @@ fn encode_statement(statement: &Statement, list: &mut Writer<'_>) {
                 w.u32(dynset::OP, dynset::UPDATE);
                 w.u32(dynset::SREG_KEY, reg::FIRST);
                 w.u32(dynset::SREG_DATA, data_reg);
+                if *timeout_ms > 0 {
+                    w.u64(dynset::TIMEOUT, *timeout_ms);
+                }
             });
         }
         Statement::SetCtMark { mask, xor } => {
@@ -226,10 +234,10 @@ fn load(field: Field, dreg: u32, list: &mut Writer<'_>) {
                 w.u8(ct::DIRECTION, ct::ORIGINAL);
             }
         }),
-        Source::FibDaddrType => expression(list, "fib", |w| {
+        Source::FibType { flags } => expression(list, "fib", |w| {
             w.u32(fib::DREG, dreg);
             w.u32(fib::RESULT, fib::ADDRTYPE);
-            w.u32(fib::FLAGS, fib::DADDR);
+            w.u32(fib::FLAGS, flags);
         }),
         Source::Numgen { ty, modulus } => expression(list, "numgen", |w| {
             w.u32(numgen::DREG, dreg);
@@ -270,7 +278,9 @@ pub(crate) enum Source {
         key: u32,
         original: bool,
     },
-    FibDaddrType,
+    FibType {
+        flags: u32,
+    },
     Numgen {
         ty: u32,
         modulus: u32,
@@ -283,7 +293,7 @@ pub(crate) enum Source {
 }
 
 /// The fields whose [`Source`] has no parameters, for the way back.
-pub(crate) const PLAIN_FIELDS: [Field; 24] = [
+pub(crate) const PLAIN_FIELDS: [Field; 25] = [
     Field::NfProto,
     Field::EtherType,
     Field::L4Proto,
@@ -307,6 +317,7 @@ pub(crate) const PLAIN_FIELDS: [Field; 24] = [
     Field::CtOrigIpDaddr,
     Field::CtOrigIp6Daddr,
     Field::CtOrigProtoDst,
+    Field::FibSaddrType,
     Field::FibDaddrType,
 ];
 
@@ -344,7 +355,8 @@ impl Source {
             Field::CtOrigIpDaddr => ct(ct::DST_IP, true),
             Field::CtOrigIp6Daddr => ct(ct::DST_IP6, true),
             Field::CtOrigProtoDst => ct(ct::PROTO_DST, true),
-            Field::FibDaddrType => Self::FibDaddrType,
+            Field::FibSaddrType => Self::FibType { flags: fib::SADDR },
+            Field::FibDaddrType => Self::FibType { flags: fib::DADDR },
             Field::Random(modulus) => Self::Numgen {
                 ty: numgen::RANDOM,
                 modulus,

@@ -14,7 +14,7 @@ use crate::netlink::conntrack;
 use crate::netlink::dump;
 use crate::netlink::host_port_flows::{self, HostPortFlows};
 use crate::netlink::uapi::{SUBSYS, gen_id, msg};
-use crate::object::{Ruleset, Table, TableId};
+use crate::object::{Element, Key, Name, Ruleset, Table, TableId};
 use crate::transaction::Transaction;
 
 /// `NLMSG_ERROR`, `NLMSG_DONE`.
@@ -321,6 +321,10 @@ impl Kernel for Nftables {
 
     fn dump(&mut self, tables: &[TableId]) -> Result<Ruleset, KernelError> {
         dump::ruleset(self, tables)
+    }
+
+    fn learnt(&mut self, table: &TableId, map: &Name) -> Result<Vec<(Key, Element)>, KernelError> {
+        dump::learnt(self, table, map)
     }
 
     fn forget_flows(&mut self, stale: &[StaleFlow]) -> Result<usize, KernelError> {

@@ -187,7 +187,8 @@ pub(crate) mod fib {
     pub(crate) const FLAGS: u16 = 3;
     /// `NFT_FIB_RESULT_ADDRTYPE`.
     pub(crate) const ADDRTYPE: u32 = 3;
-    /// `NFTA_FIB_F_DADDR`.
+    /// `NFTA_FIB_F_SADDR`, `NFTA_FIB_F_DADDR`.
+    pub(crate) const SADDR: u32 = 1;
     pub(crate) const DADDR: u32 = 2;
 }
 
@@ -254,6 +255,7 @@ pub(crate) mod dynset {
     pub(crate) const OP: u16 = 3;
     pub(crate) const SREG_KEY: u16 = 4;
     pub(crate) const SREG_DATA: u16 = 5;
+    pub(crate) const TIMEOUT: u16 = 6;
     pub(crate) const UPDATE: u32 = 1;
 }
 

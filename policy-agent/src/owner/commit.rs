@@ -71,6 +71,11 @@ impl Progress {
         self.last_success.is_some() && self.error.is_none()
     }
 
+    /// A commit of ours has gone through.
+    pub(super) const fn has_committed(&mut self) {
+        self.kernel_generation = self.kernel_generation.wrapping_add(1);
+    }
+
     pub(super) fn adopting(&mut self, observed: &Ruleset) {
         self.adopting = !observed.tables.is_empty();
     }
@@ -159,9 +164,10 @@ impl<K: Kernel> Owner<K> {
                 }
                 return Err((chunk, error));
             }
-            self.progress.kernel_generation = self.progress.kernel_generation.wrapping_add(1);
+            self.progress.has_committed();
             self.progress.last_operations += count;
             self.forget_flows(&chunk);
+            self.note_affinity(&chunk);
         }
         Ok(())
     }

@@ -1,27 +1,45 @@
-//! UDP flows to endpoints that are gone.
+//! Flows that conntrack would keep where they must not go.
 //!
-//! A commit says itself which they are: it deletes the slots that led to them. So this
-//! covers whatever the reason was: an endpoint or a Service that went, another traffic
-//! policy, or leftovers that an adoption cleared away.
+//! A commit says itself which they are: it deletes the slots that led to an endpoint, and it
+//! adds the frontends that flows may be older than. So this covers whatever the reason was:
+//! an endpoint or a Service that came or went, another traffic policy, or leftovers that an
+//! adoption cleared away.
+//!
+//! Only UDP and SCTP: a TCP connection ends and begins anew by itself, and until then an
+//! endpoint that terminates may finish it.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use dataplane::kernel::{Kernel, StaleFlow};
-use dataplane::layout::INET;
-use dataplane::layout::services::{self, ENDPOINTS, Slot};
-use dataplane::object::IpFamily;
+use dataplane::layout::services::{self, Entry, Lane, Slot, Sources};
+use dataplane::layout::{INET, services::NODE_ADDRESSES};
+use dataplane::object::{Element, IpFamily, Key, Name};
 use dataplane::transaction::{Operation, Transaction};
 use proxy::model::Protocol;
 
 use super::Owner;
 
+/// A slot and the endpoint that it led to.
+pub(super) type GoneSlot = (Slot, SocketAddr);
+
 impl<K: Kernel> Owner<K> {
-    /// Forgets the flows that a committed transaction has left without their endpoint. That
-    /// this fails stops nothing: they end when their clients pause.
+    /// Forgets the flows that a committed transaction has left behind. That this fails stops
+    /// nothing: they end when their clients pause.
     pub(super) fn forget_flows(&mut self, committed: &Transaction) {
-        let stale: Vec<_> = self.stale_flows(committed).into_iter().collect();
+        let mut stale: Vec<_> = self
+            .gone_slots(committed)
+            .filter(|(slot, _)| keeps_flows(slot.protocol))
+            .flat_map(|(slot, endpoint)| {
+                self.stale_flows(slot.protocol, slot.frontend, Some(endpoint))
+            })
+            .collect();
+        let new = new_frontends(committed).into_iter();
+        stale.extend(
+            new.filter(|(protocol, _)| keeps_flows(*protocol))
+                .flat_map(|(protocol, frontend)| self.stale_flows(protocol, frontend, None)),
+        );
         if stale.is_empty() {
             return;
         }
@@ -29,48 +47,123 @@ impl<K: Kernel> Owner<K> {
         match self.kernel.forget_flows(&stale) {
             Ok(count) => {
                 self.service_progress.reconciled(started.elapsed(), count);
-                tracing::debug!(endpoints = stale.len(), count, "UDP flows forgotten");
+                tracing::debug!(stale = stale.len(), count, "flows forgotten");
             }
-            Err(error) => tracing::warn!(%error, "UDP flows to removed endpoints stay"),
+            Err(error) => tracing::warn!(%error, "flows to removed endpoints stay"),
         }
     }
 
-    fn stale_flows(&self, committed: &Transaction) -> BTreeSet<StaleFlow> {
-        let mut stale = BTreeSet::new();
-        for operation in &committed.operations {
+    /// The slots that a committed transaction has taken from endpoints, where no other slot
+    /// of the frontend leads to the same one.
+    pub(super) fn gone_slots<'a>(
+        &'a self,
+        committed: &'a Transaction,
+    ) -> impl Iterator<Item = GoneSlot> + 'a {
+        let deleted = committed.operations.iter().filter_map(|operation| {
             let Operation::DeleteElements { set, elements, .. } = operation else {
-                continue;
+                return None;
             };
-            let family = IpFamily::BOTH
-                .into_iter()
-                .find(|family| ENDPOINTS.of(*family) == set);
-            let Some(family) = family else { continue };
-            let slots = elements.iter().filter_map(|(key, element)| {
-                let slot = Slot::parse(family, key)?;
-                Some((slot, services::parse_endpoint(family, element)?))
-            });
-            for (slot, endpoint) in slots {
-                let is_udp = slot.protocol == Protocol::Udp.number();
-                if is_udp && !self.has_endpoint(family, slot, endpoint) {
-                    stale.insert(StaleFlow {
-                        frontend: slot.frontend,
-                        endpoint,
-                    });
-                }
-            }
-        }
-        stale
+            let (lane, family) = lane_of(set, Lane::endpoints)?;
+            Some((lane, family, elements))
+        });
+        deleted
+            .flat_map(|(lane, family, elements)| {
+                elements.iter().filter_map(move |(key, element)| {
+                    let slot = Slot::parse(lane.entry, family, key)?;
+                    Some((slot, services::parse_endpoint(family, element)?))
+                })
+            })
+            .filter(|(slot, endpoint)| !self.has_endpoint(*slot, *endpoint))
     }
 
     /// Whether the frontend leads to the endpoint by another slot.
-    fn has_endpoint(&self, family: IpFamily, slot: Slot, endpoint: SocketAddr) -> bool {
+    fn has_endpoint(&self, slot: Slot, endpoint: SocketAddr) -> bool {
         let frontend = slot.frontend;
-        (0..)
-            .map(|number| {
-                let key = services::slot_key(frontend.ip(), slot.protocol, frontend.port(), number);
-                self.desired.get(&INET, ENDPOINTS.of(family), &key)
-            })
-            .map_while(|element| element)
-            .any(|element| services::parse_endpoint(family, element) == Some(endpoint))
+        let family = IpFamily::of(frontend.ip());
+        let entry = Entry::of(frontend.ip());
+        [Sources::All, Sources::Cluster].into_iter().any(|sources| {
+            let map = Lane::new(entry, sources).endpoints().of(family);
+            (0..)
+                .map(|number| {
+                    let (ip, port) = (frontend.ip(), frontend.port());
+                    let key = services::slot_key(ip, slot.protocol, port, number);
+                    self.desired.get(&INET, map, &key)
+                })
+                .map_while(|element| element)
+                .any(|element| services::parse_endpoint(family, element) == Some(endpoint))
+        })
     }
+
+    /// The flows from a frontend to an endpoint, or without one those that are not
+    /// translated. A node port is one on every address of the node, and on no other: flows
+    /// to other hosts that have its number are not ours.
+    fn stale_flows(
+        &self,
+        protocol: u8,
+        frontend: SocketAddr,
+        endpoint: Option<SocketAddr>,
+    ) -> Vec<StaleFlow> {
+        let addresses = match Entry::of(frontend.ip()) {
+            Entry::Address => vec![frontend.ip()],
+            Entry::NodePort => self.node_addresses(IpFamily::of(frontend.ip())),
+        };
+        let flow = |address: IpAddr| {
+            let frontend = SocketAddr::new(address, frontend.port());
+            StaleFlow {
+                protocol,
+                frontend,
+                endpoint: endpoint.unwrap_or(frontend),
+            }
+        };
+        addresses.into_iter().map(flow).collect()
+    }
+
+    /// The addresses with node ports, as the rules have them.
+    fn node_addresses(&self, family: IpFamily) -> Vec<IpAddr> {
+        let set = NODE_ADDRESSES.of(family);
+        let table = self.desired.ruleset().tables.get(&*INET);
+        let set = table.and_then(|table| table.sets.get(set)).into_iter();
+        let keys = set.flat_map(|set| set.elements.keys());
+        keys.filter_map(|key| services::parse_address(family, key))
+            .collect()
+    }
+}
+
+fn keeps_flows(protocol: u8) -> bool {
+    [Protocol::Udp, Protocol::Sctp]
+        .map(Protocol::number)
+        .contains(&protocol)
+}
+
+/// The frontends that have endpoints since the transaction and had none before.
+fn new_frontends(committed: &Transaction) -> BTreeSet<(u8, SocketAddr)> {
+    let frontends = |elements: &[(Key, Element)], lane: Lane, family: IpFamily| -> BTreeSet<_> {
+        let keys = elements.iter();
+        keys.filter_map(|(key, _)| services::parse_frontend(lane.entry, family, key))
+            .collect()
+    };
+    let (mut added, mut deleted) = (BTreeSet::new(), BTreeSet::new());
+    for operation in &committed.operations {
+        let (set, elements, into) = match operation {
+            Operation::AddElements { set, elements, .. } => (set, elements, &mut added),
+            Operation::DeleteElements { set, elements, .. } => (set, elements, &mut deleted),
+            _ => continue,
+        };
+        if let Some((lane, family)) = lane_of(set, Lane::frontends)
+            && lane.sources == Sources::All
+        {
+            into.append(&mut frontends(elements, lane, family));
+        }
+    }
+    added.difference(&deleted).copied().collect()
+}
+
+/// Of which lane and family the map is.
+fn lane_of(
+    map: &Name,
+    of: fn(Lane) -> &'static dataplane::layout::PerFamily,
+) -> Option<(Lane, IpFamily)> {
+    let lanes = Lane::ALL.into_iter();
+    let mut all = lanes.flat_map(|lane| IpFamily::BOTH.map(|family| (lane, family)));
+    all.find(|(lane, family)| of(*lane).of(*family) == map)
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use dataplane::attachment::{MacAddr, Mode, PodRef};
 use dataplane::fake::Fake;
 use dataplane::kernel::{CommitError, KernelError, StaleFlow};
-use dataplane::object::{Ruleset, TableId};
+use dataplane::object::{Element, Key, Name, Ruleset, TableId};
 use dataplane::transaction::Transaction;
 use proxy::model::ObjectKey;
 
@@ -48,6 +48,10 @@ impl Kernel for Shared {
 
     fn dump(&mut self, tables: &[TableId]) -> Result<Ruleset, KernelError> {
         self.0.lock().expect("not poisoned").fake.dump(tables)
+    }
+
+    fn learnt(&mut self, table: &TableId, map: &Name) -> Result<Vec<(Key, Element)>, KernelError> {
+        self.0.lock().expect("not poisoned").fake.learnt(table, map)
     }
 
     fn forget_flows(&mut self, stale: &[StaleFlow]) -> Result<usize, KernelError> {

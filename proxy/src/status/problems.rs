@@ -3,10 +3,14 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use dataplane::object::IpFamily;
+
 use super::{FrontendState, FrontendStatus};
-use crate::frontend::{Plan, is_possible_endpoint};
+use crate::frontend::{FrontendKind, Plan, Refused, Why, is_possible_endpoint};
 use crate::index::Slice;
-use crate::model::{Service, ServiceType};
+use crate::model::Service;
+use crate::ranges::ParsedRanges;
+use crate::scheduler::Scheduler;
 
 /// Everything that is wrong, in a fixed order, each with what to do about it.
 pub(super) fn of(
@@ -16,11 +20,7 @@ pub(super) fn of(
     frontends: &[FrontendStatus],
 ) -> Vec<String> {
     let mut problems = Vec::new();
-    for address in &plan.impossible {
-        problems.push(format!(
-            "clusterIP {address} cannot be served: use a unicast address that is not loopback"
-        ));
-    }
+    problems.extend(plan.refused.iter().map(refused));
     for id in &plan.repeated {
         problems.push(format!(
             "{id} is given twice: only the first port of that number and protocol is served"
@@ -29,7 +29,8 @@ pub(super) fn of(
     for frontend in frontends {
         if let FrontendState::Lost { owner } = &frontend.state {
             problems.push(format!(
-                "{} is served for the older Service {owner}: use another address or port",
+                "{} is served for Service {owner}, which has the better claim: use another \
+                 address or port",
                 frontend.id
             ));
         }
@@ -40,7 +41,55 @@ pub(super) fn of(
              address of a pod or a host"
         ));
     }
-    problems.extend(unsupported(service).map(str::to_owned));
+    problems.extend(source_ranges(service, plan));
+    problems.extend(Scheduler::of(service).err());
+    problems
+}
+
+fn refused(refused: &Refused) -> String {
+    let (field, address) = (refused.kind.field(), refused.address);
+    match refused.why {
+        Why::Impossible => format!(
+            "{field} {address} cannot be served: use a unicast address that is not loopback"
+        ),
+        Why::OtherFamily => format!(
+            "{field} {address} is not served: the Service has no cluster IP of that family; set \
+             ipFamilies and ipFamilyPolicy, or remove it"
+        ),
+        Why::NotAllowed => {
+            format!("{field} {address} is not served: the settings of the agent do not allow it")
+        }
+        Why::ServiceRange => format!(
+            "{field} {address} is not served: it is in the range of cluster IPs; use an address \
+             outside"
+        ),
+    }
+}
+
+fn source_ranges(service: &Service, plan: &Plan) -> Vec<String> {
+    let ranges = ParsedRanges::of(service);
+    let invalid = ranges.invalid.iter();
+    let mut problems: Vec<_> = invalid
+        .map(|text| {
+            format!(
+                "loadBalancerSourceRanges: {text:?} is no network and lets nobody in: use a form \
+                 like 192.0.2.0/24"
+            )
+        })
+        .collect();
+    let mut addresses: BTreeSet<_> = plan
+        .frontends
+        .iter()
+        .filter(|frontend| frontend.kind == FrontendKind::LoadBalancer)
+        .map(|frontend| frontend.id.address)
+        .collect();
+    addresses.retain(|address| ranges.leave_open(IpFamily::of(*address)));
+    problems.extend(addresses.into_iter().map(|address| {
+        format!(
+            "loadBalancerSourceRanges has no network of the family of {address}, which is open to \
+             all: add one"
+        )
+    }));
     problems
 }
 
@@ -50,30 +99,4 @@ fn impossible_endpoints(slices: &[Slice]) -> BTreeSet<IpAddr> {
         .map(|endpoint| endpoint.address)
         .filter(|address| !is_possible_endpoint(*address))
         .collect()
-}
-
-/// Features that the Service uses and that this proxy does not have.
-fn unsupported(service: &Service) -> impl Iterator<Item = &'static str> {
-    let has_node_port = service.kind != ServiceType::ClusterIp
-        && service.ports.iter().any(|port| port.node_port.is_some());
-    [
-        (
-            has_node_port,
-            "node ports are not served: use the cluster IP",
-        ),
-        (
-            !service.external_ips.is_empty(),
-            "externalIPs are not served: use the cluster IP",
-        ),
-        (
-            !service.load_balancer_ips.is_empty(),
-            "load balancer addresses are not served: use the cluster IP",
-        ),
-        (
-            service.affinity_seconds.is_some(),
-            "sessionAffinity ClientIP is not kept: every connection is balanced anew",
-        ),
-    ]
-    .into_iter()
-    .filter_map(|(is_used, problem)| is_used.then_some(problem))
 }

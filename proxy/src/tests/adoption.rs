@@ -40,12 +40,8 @@ fn restart(old: &Node) -> Node {
     let mut node = Node::not_installed();
     node.kernel = old.kernel.clone();
     let observed = node.kernel.dump(&layout::tables()).expect("a dump");
-    layout::install(&mut node.desired, 1);
-    for name in observed.tables[&*INET].chains.keys() {
-        if let Some(slots) = layout::services::slots_of_chain(name) {
-            layout::services::want_random_chain(&mut node.desired, slots);
-        }
-    }
+    node.install();
+    layout::services::keep_chains(&mut node.desired, &observed);
     node.proxy.adopt(&observed);
     node.desired.observe(observed);
     node

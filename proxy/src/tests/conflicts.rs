@@ -123,7 +123,7 @@ fn the_loser_keeps_everything_else() {
     assert_eq!(
         problems[1],
         [
-            "10.96.0.1:80/TCP is served for the older Service default/old: \
+            "10.96.0.1:80/TCP is served for Service default/old, which has the better claim: \
              use another address or port"
         ]
     );
@@ -141,4 +141,33 @@ fn a_loser_without_endpoints_does_not_refuse_for_the_owner() {
     assert_eq!(node.reach(CONTESTED), set(&["10.1.0.1:80"]));
     node.proxy.remove_service(&key("young"));
     assert_eq!(node.operations(), 0);
+}
+
+/// services.md 67.
+#[test]
+fn an_external_ip_takes_no_cluster_ip_away() {
+    let mut node = Node::new();
+    node.proxy.apply_service(Service {
+        created: 1,
+        external_ips: vec![address("10.96.0.1")],
+        ..service("old", &["10.96.0.9"], HTTP)
+    });
+    node.proxy
+        .apply_slice(slice("old-1", "old", HTTP, [ready("10.1.0.1")]));
+    claimant(&mut node, "young", 2, "", "10.1.0.2");
+    node.settle();
+    assert_eq!(node.reach(CONTESTED), set(&["10.1.0.2:80"]));
+    node.proxy.remove_service(&key("young"));
+    node.settle();
+    assert_eq!(node.reach(CONTESTED), set(&["10.1.0.1:80"]));
+    // Where the ranges are known it does not wait for its turn.
+    node.proxy
+        .set_service_cidrs(["10.96.0.0/16".parse().expect("a network")]);
+    node.settle();
+    assert_eq!(node.reach(CONTESTED), set(&["dropped"]));
+    let problems = node.proxy.services().next().expect("one").problems;
+    assert!(
+        problems[0].starts_with("externalIP 10.96.0.1 is not served: it is in the range"),
+        "{problems:?}"
+    );
 }

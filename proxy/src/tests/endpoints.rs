@@ -51,7 +51,7 @@ fn every_endpoint_is_reached_by_each_protocol_and_family() {
         } else {
             Protocol::Tcp
         };
-        assert_eq!(node.reach_by("10.96.0.1:53", other), set(&["untouched"]));
+        assert_eq!(node.reach_by("10.96.0.1:53", other), set(&["refused"]));
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
+use dataplane::datatype::Bytes;
 use dataplane::desired::Desired;
 use dataplane::fake::Fake;
 use dataplane::field::ct_status;
@@ -17,7 +18,7 @@ use crate::model::{
     EndpointSlice, ObjectKey, Protocol, Service, ServicePort, ServiceType, SliceEndpoint,
     SlicePort, TargetPort, TrafficPolicy,
 };
-use crate::{NodeIdentity, Proxy, SyncReport};
+use crate::{NodeIdentity, Proxy, ProxyConfig, SyncReport};
 
 pub(super) const NODE: &str = "node-1";
 
@@ -29,6 +30,10 @@ pub(super) const HTTP: &[Port<'_>] = &[("", Protocol::Tcp, 80)];
 
 pub(super) fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
+}
+
+pub(super) fn network(text: &str) -> ipnet::IpNet {
+    text.parse().expect("a network")
 }
 
 /// The key of a name in the namespace `default`.
@@ -130,6 +135,47 @@ pub(super) fn many(numbers: impl IntoIterator<Item = u16>) -> Vec<SliceEndpoint>
     numbers.into_iter().map(endpoint).collect()
 }
 
+/// Who asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum From {
+    /// Somebody outside the cluster.
+    Outside,
+    /// A pod of this node, which no policy isolates.
+    Pod,
+    /// A pod of another node, by its range.
+    OtherPod,
+    /// This node.
+    Node,
+}
+
+impl From {
+    pub(super) const ALL: [Self; 4] = [Self::Outside, Self::Pod, Self::OtherPod, Self::Node];
+
+    fn address(self, family: IpFamily) -> IpAddr {
+        let [v4, v6] = match self {
+            Self::Outside => ["198.51.100.7", "2001:db8:7::7"],
+            Self::Pod => ["10.88.0.9", "fd88::9"],
+            Self::OtherPod => ["10.89.0.9", "fd89::9"],
+            Self::Node => NODE_IPS,
+        };
+        address(match family {
+            IpFamily::V4 => v4,
+            IpFamily::V6 => v6,
+        })
+    }
+
+    const fn interface(self) -> &'static str {
+        match self {
+            Self::Outside | Self::OtherPod => "uplink",
+            Self::Pod => "cbr0",
+            Self::Node => "",
+        }
+    }
+}
+
+/// The addresses of the node.
+pub(super) const NODE_IPS: [&str; 2] = ["192.0.2.2", "2001:db8::2"];
+
 /// A node.
 pub(super) struct Node {
     pub(super) proxy: Proxy,
@@ -141,9 +187,33 @@ impl Node {
     /// A node with the static layout committed.
     pub(super) fn new() -> Self {
         let mut node = Self::not_installed();
-        layout::install(&mut node.desired, 1);
-        node.commit();
+        node.install();
+        node.sync();
         node
+    }
+
+    /// Wants the static layout, and the node's part of it.
+    pub(super) fn install(&mut self) {
+        let desired = &mut self.desired;
+        layout::install(desired, 1);
+        let bridge = layout::ports::interface_key("cbr0");
+        let bridges = &layout::ports::PORTS_OF_POD;
+        desired.insert(&INET, bridges, bridge, Element::member());
+        let egress = layout::policy::Direction::Egress;
+        for family in IpFamily::BOTH {
+            let pod = Bytes::new().addr(From::Pod.address(family)).build();
+            let allowed = Element::verdict(egress.allowed());
+            desired.insert(&INET, egress.map(family), pod, allowed);
+            let pod = From::Pod.address(family);
+            let itself = Bytes::new().addr(pod).addr(pod).build();
+            let hairpin = layout_of::HAIRPIN.of(family);
+            desired.insert(&INET, hairpin, itself, Element::member());
+        }
+        self.proxy.set_config(ProxyConfig {
+            cluster_cidrs: ["10.88.0.0/14", "fd88::/15"].map(network).into(),
+            ..ProxyConfig::default()
+        });
+        self.proxy.set_node_addresses(NODE_IPS.map(address));
     }
 
     /// A node that has yet to look at its kernel.
@@ -256,6 +326,48 @@ impl Node {
         (0..24).map(end).collect()
     }
 
+    /// Where new TCP connections from the source to `ip:port` end, and whether with this
+    /// node's address.
+    pub(super) fn walk(&self, from: From, destination: &str) -> BTreeSet<String> {
+        let to: SocketAddr = destination.parse().expect("ip:port");
+        let source = from.address(IpFamily::of(to.ip()));
+        self.walk_as(from, &source.to_string(), destination)
+    }
+
+    /// The same with another source address.
+    pub(super) fn walk_as(&self, from: From, source: &str, destination: &str) -> BTreeSet<String> {
+        let to: SocketAddr = destination.parse().expect("ip:port");
+        let source = address(source);
+        let end = |choice: u32| {
+            let choose = |slots: u32| choice % slots;
+            let tracer = Tracer::new(self.kernel.ruleset(), &choose);
+            let mut packet = Packet::first(source, to.ip(), 6, to.port());
+            packet.iifname = from.interface().to_owned();
+            packet.from_local = from == From::Node;
+            let hooks: &[Hook] = match from {
+                From::Node => &[Hook::Output, Hook::Postrouting],
+                _ => &[Hook::Prerouting, Hook::Forward, Hook::Postrouting],
+            };
+            let mut is_masqueraded = false;
+            for hook in hooks {
+                let trace = tracer.hook(Family::Inet, *hook, &mut packet);
+                is_masqueraded |= trace.masquerade;
+                match trace.fate {
+                    Fate::Accepted => {}
+                    Fate::Dropped => return "dropped".to_owned(),
+                    Fate::Rejected(_) => return "refused".to_owned(),
+                }
+            }
+            if packet.flow.status & ct_status::DNAT == 0 {
+                return "untouched".to_owned();
+            }
+            let end = SocketAddr::new(packet.daddr, packet.dport);
+            let mark = if is_masqueraded { " masqueraded" } else { "" };
+            format!("{end}{mark}")
+        };
+        (0..24).map(end).collect()
+    }
+
     pub(super) fn ruleset(&self) -> &Ruleset {
         self.kernel.ruleset()
     }
@@ -272,6 +384,7 @@ pub(super) fn set(items: &[&str]) -> BTreeSet<String> {
 pub(super) fn described(ruleset: &Ruleset) -> BTreeMap<String, Vec<String>> {
     let mut described = BTreeMap::new();
     for family in IpFamily::BOTH {
+        let slot_type = key_type(ruleset, layout_of::ENDPOINTS.of(family));
         let mut slots: BTreeMap<String, String> =
             elements(ruleset, layout_of::ENDPOINTS.of(family))
                 .map(|(key, element)| {
@@ -279,16 +392,18 @@ pub(super) fn described(ruleset: &Ruleset) -> BTreeMap<String, Vec<String>> {
                         panic!("no data");
                     };
                     let target = layout_of::endpoint_type(family).print(data);
-                    (layout_of::slot_type(family).print(key), target)
+                    (slot_type.print(key), target)
                 })
                 .collect();
-        let frontend_type = layout_of::frontend_type(family);
+        let frontend_type = key_type(ruleset, layout_of::FRONTENDS.of(family));
         for (key, element) in elements(ruleset, layout_of::FRONTENDS.of(family)) {
             let Value::Verdict(Verdict::Goto(chain)) = &element.value else {
                 panic!("no goto");
             };
             let frontend = frontend_type.print(key);
-            let count = layout_of::slots_of_chain(chain).expect("a balancer");
+            let count = layout_of::Balancer::of_chain(chain)
+                .expect("a balancer")
+                .slots;
             let targets = (0..count).map(|slot| {
                 let slot = format!("{frontend} . 0x{slot:08x}");
                 slots.remove(&slot).unwrap_or_else(|| panic!("no {slot}"))
@@ -309,6 +424,14 @@ pub(super) fn described(ruleset: &Ruleset) -> BTreeMap<String, Vec<String>> {
         }
     }
     described
+}
+
+/// The key type of a set.
+pub(super) fn key_type(
+    ruleset: &Ruleset,
+    set: &dataplane::object::Name,
+) -> dataplane::datatype::Type {
+    ruleset.tables[&*INET].sets[set].spec.key
 }
 
 /// The elements of a set.

@@ -100,7 +100,7 @@ fn a_deleted_service_leaves_nothing() {
     node.proxy.remove_service(&key("web"));
     let (_, gone, again) = node.sync();
     assert!(again, "its slots go later");
-    assert_eq!(gone.element_operations(), 1);
+    assert_eq!(gone.element_operations(), 2, "the frontend, the cluster IP");
     assert_eq!(node.reach(WEB), set(&["untouched"]));
     node.settle();
     let sets = |node: &Node| {
@@ -155,7 +155,7 @@ fn ports_and_addresses_come_and_go() {
     node.proxy
         .apply_service(service("web", &["10.96.0.1"], &ports[..1]));
     node.settle();
-    assert_eq!(node.reach_by("10.96.0.1:53", Udp), set(&["untouched"]));
+    assert_eq!(node.reach_by("10.96.0.1:53", Udp), set(&["refused"]));
     assert_eq!(node.reach(WEB).len(), 2);
 
     node.proxy

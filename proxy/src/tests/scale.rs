@@ -46,7 +46,7 @@ fn rules_do_not_grow_with_services_or_endpoints() {
         fill(&mut node, services, 3);
         let (report, transaction, again) = node.sync();
         assert_eq!(report.services, services as usize);
-        assert_eq!(transaction.element_operations(), services as usize * 4);
+        assert_eq!(transaction.element_operations(), services as usize * 5);
         assert!(!again);
         size_of_rules(node.ruleset())
     });

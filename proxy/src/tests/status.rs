@@ -1,6 +1,7 @@
 //! What `services` shows.
 
 use super::harness::*;
+use crate::ProxyConfig;
 use crate::model::Protocol::Tcp;
 use crate::model::{Service, ServiceType, TrafficPolicy};
 use crate::{FrontendState, ServiceStatus};
@@ -99,38 +100,47 @@ fn a_lost_frontend_names_its_owner_and_uses_no_slot() {
 
 #[test]
 fn what_is_asked_for_and_not_served_is_a_problem() {
-    let mut all = Service {
+    let all = Service {
         kind: ServiceType::LoadBalancer,
-        external_ips: vec![address("192.0.2.9")],
-        load_balancer_ips: vec![address("192.0.2.10")],
-        affinity_seconds: Some(10_800),
+        external_ips: vec![
+            address("192.0.2.9"),
+            address("2001:db8::9"),
+            address("192.0.2.8"),
+        ],
+        load_balancer_ips: vec![address("192.0.2.10"), address("198.51.100.1")],
+        source_ranges: vec!["10.0.0.0/33".to_owned(), "2001:db8::/32".to_owned()],
+        annotations: [("trammel.io/scheduler".to_owned(), "lc".to_owned())].into(),
         ..service(
             "web",
-            &["10.96.0.1", "::1"],
+            &["10.96.0.1", "127.0.0.1"],
             &[("a", Tcp, 80), ("b", Tcp, 80)],
         )
     };
-    all.ports[0].node_port = Some(30_080);
-    let node = Node::with([all], [slice("web-1", "web", HTTP, [ready("169.254.0.1")])]);
+    let mut node = Node::with([all], [slice("web-1", "web", HTTP, [ready("169.254.0.1")])]);
+    node.proxy.set_config(ProxyConfig {
+        external_ip_ranges: Some(vec!["192.0.2.8/31".parse().expect("a network")]),
+        load_balancer_ip_ranges: Some(vec!["192.0.2.0/24".parse().expect("a network")]),
+        ..ProxyConfig::default()
+    });
     let status = node.proxy.services().next().expect("one");
-    let starts: Vec<_> = status
-        .problems
-        .iter()
-        .map(|problem| problem.split([',', ':']).next().unwrap_or_default())
-        .collect();
-    assert_eq!(status.problems.len(), 7, "{starts:?}");
-    for expected in [
-        "clusterIP ::1 cannot be served",
+    let mut expected = vec![
+        "clusterIP 127.0.0.1 cannot be served: use a unicast address that is not loopback",
+        "load balancer address 198.51.100.1 is not served: the settings",
+        "externalIP 2001:db8::9 is not served: the Service has no cluster IP of that family",
         "10.96.0.1:80/TCP is given twice",
+        "192.0.2.10:80/TCP is given twice",
+        "192.0.2.9:80/TCP is given twice",
+        "192.0.2.8:80/TCP is given twice",
         "endpoint 169.254.0.1 is not used",
-        "node ports are not served",
-        "externalIPs are not served",
-        "load balancer addresses are not served",
-        "sessionAffinity ClientIP is not kept",
-    ] {
-        let is_named = status.problems.iter().any(|p| p.starts_with(expected));
-        assert!(is_named, "{expected}: {:?}", status.problems);
+        "loadBalancerSourceRanges: \"10.0.0.0/33\" is no network",
+        "loadBalancerSourceRanges has no network of the family of 192.0.2.10, which is open",
+        "annotation trammel.io/scheduler: \"lc\" needs the number of connections",
+    ];
+    for problem in &status.problems {
+        let at = expected.iter().position(|start| problem.starts_with(start));
+        expected.remove(at.unwrap_or_else(|| panic!("{problem}")));
     }
+    assert_eq!(expected, [""; 0], "{:?}", status.problems);
 }
 
 #[test]

@@ -6,11 +6,9 @@ use std::net::IpAddr;
 use dataplane::attachment::{Attachment, AttachmentKey};
 use dataplane::fake::Fake;
 use dataplane::kernel::{CommitError, Kernel, KernelError, Rejection, StaleFlow};
-use dataplane::layout::services::{
-    ENDPOINTS, FRONTENDS, endpoint_type, frontend_key, slots_of_chain,
-};
+use dataplane::layout::services::{Balancer, ENDPOINTS, FRONTENDS, endpoint_type, frontend_key};
 use dataplane::layout::{INET, policy};
-use dataplane::object::{Family, Hook, IpFamily, Key, Name, Ruleset, TableId, Value};
+use dataplane::object::{Element, Family, Hook, IpFamily, Key, Name, Ruleset, TableId, Value};
 use dataplane::trace::{Fate, Packet, Tracer};
 use dataplane::transaction::{Operation, Transaction};
 use proxy::model::ObjectKey;
@@ -82,6 +80,10 @@ impl Kernel for Scripted {
             return Err(io());
         }
         self.fake.dump(tables)
+    }
+
+    fn learnt(&mut self, table: &TableId, map: &Name) -> Result<Vec<(Key, Element)>, KernelError> {
+        self.fake.learnt(table, map)
     }
 
     fn forget_flows(&mut self, stale: &[StaleFlow]) -> Result<usize, KernelError> {
@@ -278,7 +280,7 @@ fn slots(ruleset: &Ruleset, family: IpFamily, frontend: &Key) -> Vec<String> {
         panic!("no verdict in frontends");
     };
     let chain = verdict.target().expect("a balancer");
-    let count = slots_of_chain(chain).expect("a balancer");
+    let count = Balancer::of_chain(chain).expect("a balancer").slots;
     let slot = |number: u32| {
         let key: Key = [&frontend[..], &number.to_ne_bytes()].concat().into();
         let element = sets[ENDPOINTS.of(family)].elements.get(&key);
@@ -337,7 +339,7 @@ pub(super) fn canonical(mut ruleset: Ruleset) -> Ruleset {
     }
     let by_generation = ["judged", "accepted"];
     let depends =
-        |name: &Name| slots_of_chain(name).is_some() || by_generation.contains(&name.as_str());
+        |name: &Name| Balancer::of_chain(name).is_some() || by_generation.contains(&name.as_str());
     table.chains.retain(|name, _| !depends(name));
     ruleset
 }
