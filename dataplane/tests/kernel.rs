@@ -169,7 +169,7 @@ fn everything_of_services(desired: &mut Desired) {
             let source = services::Masquerade::OwnTraffic.verdict();
             for (map, verdict) in [
                 (entry.sticky(), learn),
-                (entry.masqueraded(), source),
+                (entry.external(), source),
                 (entry.unserved(), services::refused()),
             ] {
                 let element = Element::verdict(verdict);

@@ -135,7 +135,7 @@ impl Maps {
         let masquerade = program.masquerade.map(Masquerade::verdict);
         set(
             desired,
-            entry.masqueraded(),
+            entry.external(),
             id,
             masquerade.map(Element::verdict),
         );
@@ -166,7 +166,7 @@ impl Maps {
             }
         }
         report.frontends += set(desired, entry.unserved(), id, None);
-        set(desired, entry.masqueraded(), id, None);
+        set(desired, entry.external(), id, None);
         set(desired, entry.sticky(), id, None);
         if entry == Entry::Address {
             self.ranges.assign(desired, id, None);

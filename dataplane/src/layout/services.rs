@@ -61,9 +61,9 @@ pub static NODE_UNSERVED: PerFamily = per_family!("node-unserved");
 
 /// `address . protocol . port` from outside the cluster to what is done about the source:
 /// [`Masquerade::verdict`].
-pub static MASQUERADED: PerFamily = per_family!("masqueraded");
+pub static EXTERNAL: PerFamily = per_family!("external");
 /// The same for `protocol . port` of a node port.
-pub static NODE_MASQUERADED: PerFamily = per_family!("node-masqueraded");
+pub static NODE_EXTERNAL: PerFamily = per_family!("node-external");
 
 /// `address . protocol . port` with session affinity to the chain that learns.
 pub static STICKY: PerFamily = per_family!("sticky");
@@ -140,9 +140,9 @@ impl Entry {
         self.pick(&UNSERVED, &NODE_UNSERVED)
     }
 
-    /// [`MASQUERADED`] or its like.
-    pub fn masqueraded(self) -> &'static PerFamily {
-        self.pick(&MASQUERADED, &NODE_MASQUERADED)
+    /// [`EXTERNAL`] or its like.
+    pub fn external(self) -> &'static PerFamily {
+        self.pick(&EXTERNAL, &NODE_EXTERNAL)
     }
 
     /// [`STICKY`] or its like.

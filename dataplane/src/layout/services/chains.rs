@@ -106,7 +106,7 @@ fn install_sets(desired: &mut Desired) {
             let key = entry.frontend_type(family);
             for (map, comment) in [
                 (entry.unserved(), "frontends without endpoints"),
-                (entry.masqueraded(), "frontends from outside the cluster"),
+                (entry.external(), "frontends from outside the cluster"),
                 (entry.sticky(), "frontends with session affinity"),
             ] {
                 desired.set(&INET, map.of(family), SetSpec::verdict_map(key, comment));
@@ -323,7 +323,7 @@ fn install_masquerade(desired: &mut Desired) {
                 Entry::Address => Rule::new().family(family),
                 Entry::NodePort => was_sent_to(family, &NODE_ADDRESSES),
             };
-            let map = entry.masqueraded().of(family).clone();
+            let map = entry.external().of(family).clone();
             rule.vmap(&entry.original_destination(family), map)
         }));
     }
