@@ -20,6 +20,7 @@ pub struct Fake {
     ruleset: Ruleset,
     generation: u32,
     forgotten: Vec<StaleFlow>,
+    unmarked: Vec<(u32, u32)>,
 }
 
 /// A refused operation: error number, and the elements to blame.
@@ -39,6 +40,11 @@ impl Fake {
     /// The flows that it was told to forget, in order.
     pub fn forgotten(&self) -> &[StaleFlow] {
         &self.forgotten
+    }
+
+    /// The mask and the spared bits of each time that it was told to clear marks.
+    pub fn unmarked(&self) -> &[(u32, u32)] {
+        &self.unmarked
     }
 
     /// Changes what it holds from outside, as another program would.
@@ -97,6 +103,11 @@ impl Kernel for Fake {
     fn forget_flows(&mut self, stale: &[StaleFlow]) -> Result<usize, KernelError> {
         self.forgotten.extend_from_slice(stale);
         Ok(stale.len())
+    }
+
+    fn unmark_flows(&mut self, mask: u32, spared: u32) -> Result<usize, KernelError> {
+        self.unmarked.push((mask, spared));
+        Ok(0)
     }
 
     fn generation(&mut self) -> Result<u32, KernelError> {

@@ -33,6 +33,15 @@ pub trait Kernel {
     /// Where the kernel cannot be asked, or has no conntrack.
     fn forget_flows(&mut self, stale: &[StaleFlow]) -> Result<usize, KernelError>;
 
+    /// Clears the bits of `mask` in the mark of every flow that has other bits there than
+    /// `spared` and 0. Returns how many there were. Flows that begin meanwhile are not
+    /// looked at.
+    ///
+    /// # Errors
+    /// Where the kernel cannot be asked, or has no conntrack, or where it cannot be known
+    /// that no flow was missed.
+    fn unmark_flows(&mut self, mask: u32, spared: u32) -> Result<usize, KernelError>;
+
     /// A number that grows by one with every commit of anybody in the network
     /// namespace.
     ///

@@ -13,6 +13,7 @@ mod denials;
 mod dump;
 mod encode;
 mod host_port_flows;
+mod marks;
 mod nflog;
 mod socket;
 mod uapi;

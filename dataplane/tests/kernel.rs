@@ -279,3 +279,71 @@ fn an_impossible_element_is_named_and_nothing_is_done() {
         assert_eq!(kernel.dump(&layout::tables()).expect("a dump"), before);
     }
 }
+
+/// netpol.md 55: of all flows, whatever their family, and nothing but these bits.
+#[test]
+fn marks_of_flows_are_cleared_but_for_the_spared() {
+    if !own_namespace() {
+        return;
+    }
+    let insert = |source: &str, destination: &str, port: usize, mark: u32| {
+        let (port, mark) = (port.to_string(), mark.to_string());
+        conntrack(&[
+            "-I",
+            "-p",
+            "udp",
+            "-t",
+            "600",
+            "-s",
+            source,
+            "-d",
+            destination,
+            "--sport",
+            &port,
+            "--dport",
+            "53",
+            "-m",
+            &mark,
+        ]);
+    };
+    let marks = [0x0001_0005, 0x0002_0000, 0xffff_4000, 7, 0];
+    for (port, mark) in marks.into_iter().enumerate() {
+        insert("10.0.0.1", "10.0.0.2", 1000 + port, mark);
+        insert("fd00::1", "fd00::2", 1000 + port, mark);
+    }
+    for i in 0..200 {
+        insert("10.0.1.1", "10.0.1.2", 2000 + i, 0x0003_0000);
+    }
+    let mut kernel = Nftables::open().expect("a socket");
+    let changed = kernel.unmark_flows(layout::GENERATION_MASK, 0x0002_0000);
+    assert_eq!(changed.expect("the kernel takes it"), 2 * 2 + 200);
+    for family in ["ipv4", "ipv6"] {
+        let listed = conntrack(&["-L", "-f", family]);
+        let mark_of = |port: usize| {
+            let line = listed
+                .lines()
+                .find(|l| l.contains(&format!("sport={port} ")));
+            let mark = line.and_then(|line| line.split("mark=").nth(1));
+            let digits = mark.and_then(|mark| mark.split(' ').next());
+            digits.and_then(|digits| digits.parse::<u32>().ok())
+        };
+        let left: Vec<_> = (1000..1005).map(mark_of).collect();
+        let wanted = [5, 0x0002_0000, 0x4000, 7, 0].map(Some);
+        assert_eq!(left, wanted, "{listed}");
+    }
+    let listed = conntrack(&["-L", "-s", "10.0.1.1"]);
+    assert_eq!(listed.matches("mark=0 ").count(), 200, "{listed}");
+    let none = kernel.unmark_flows(layout::GENERATION_MASK, 0x0002_0000);
+    assert_eq!(none.expect("the kernel takes it"), 0);
+}
+
+fn conntrack(arguments: &[&str]) -> String {
+    let output = Command::new("conntrack").args(arguments).output();
+    let output = output.expect("conntrack runs");
+    assert!(
+        output.status.success(),
+        "conntrack {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).expect("text")
+}

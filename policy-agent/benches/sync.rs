@@ -206,6 +206,10 @@ impl Kernel for Recorder {
         Ok(stale.len())
     }
 
+    fn unmark_flows(&mut self, _: u32, _: u32) -> Result<usize, KernelError> {
+        Ok(0)
+    }
+
     fn generation(&mut self) -> Result<u32, KernelError> {
         Ok(0)
     }

@@ -117,11 +117,21 @@ impl Index {
         for ip in &attachment.ips {
             if self.held.get(ip) == Some(key) {
                 self.held.remove(ip);
+                affected.extend(self.hand_back(*ip));
             }
             affected.extend(self.claims.get(ip).into_iter().flatten().cloned());
         }
         affected.extend(pod_key(&attachment));
         affected
+    }
+
+    /// An attachment that the address was taken over from and that is still there holds it
+    /// again. Returns its pod.
+    fn hand_back(&mut self, ip: IpAddr) -> Option<ObjectKey> {
+        let mut attachments = self.attachments.values();
+        let holder = attachments.rfind(|attachment| attachment.ips.contains(&ip))?;
+        self.held.insert(ip, holder.key.clone());
+        pod_key(holder)
     }
 
     /// Whose the address is.

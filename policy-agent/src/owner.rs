@@ -30,7 +30,7 @@ use dataplane::kernel::Kernel;
 use dataplane::layout;
 use dataplane::layout::denials::Denials;
 use dataplane::layout::policy::Direction;
-use dataplane::layout::{BRIDGE, INET, policy, ports};
+use dataplane::layout::{BRIDGE, GENERATION_MASK, INET, policy, ports};
 use dataplane::object::{Element, IpFamily};
 use proxy::model::{ObjectKey, Service};
 use proxy::{NodeIdentity, Proxy};
@@ -80,6 +80,8 @@ pub struct Owner<K> {
     invalid: BTreeMap<(Kind, ObjectKey), String>,
     /// Whether something has changed since the last sync.
     dirty: bool,
+    /// Whether live flows are still to be judged anew for something that has.
+    narrowed: bool,
     progress: commit::Progress,
     service_progress: services::ServiceProgress,
 }
@@ -106,6 +108,7 @@ impl<K: Kernel> Owner<K> {
             nat: nat::NatClaims::default(),
             invalid: BTreeMap::new(),
             dirty: false,
+            narrowed: false,
             progress: commit::Progress::default(),
             service_progress: services::ServiceProgress::default(),
         }
@@ -468,8 +471,9 @@ impl<K: Kernel> Owner<K> {
         }
         self.compute_endpoints();
         self.proxy.sync(&mut self.desired);
-        if self.policies.sync(&self.index, &mut self.desired) {
-            self.raise_generation();
+        self.narrowed |= self.policies.sync(&self.index, &mut self.desired);
+        if self.narrowed {
+            self.raise_generation()?;
         }
         self.dirty = false;
         let committed = self.commit();
@@ -487,8 +491,12 @@ impl<K: Kernel> Owner<K> {
     /// holds as the state to start from.
     fn adopt(&mut self) -> Result<(), SyncError> {
         let observed = self.observe()?;
-        if let Some(generation) = policy::generation(&observed) {
-            self.generation = generation;
+        match policy::generation(&observed) {
+            Some(generation) => self.generation = generation,
+            None => {
+                // Flows may have marks of tables that somebody has removed.
+                self.kernel.unmark_flows(GENERATION_MASK, 0)?;
+            }
         }
         layout::install(&mut self.desired, self.generation);
         layout::denials::set(&mut self.desired, self.denials);
@@ -509,10 +517,31 @@ impl<K: Kernel> Owner<K> {
         Ok(())
     }
 
-    fn raise_generation(&mut self) {
-        // 0 is the mark of flows that nobody has judged.
-        self.generation = self.generation.checked_add(1).unwrap_or(1);
+    /// Has every live flow judged once more, from the next commit on.
+    ///
+    /// The numbers come again after 65,535 of them. No flow may carry one by then that was
+    /// given before and never asked about since, so old marks are cleared first. Flows
+    /// of the current number go on being allowed by it until the commit.
+    ///
+    /// # Errors
+    /// Where that fails; the next sync tries again.
+    fn raise_generation(&mut self) -> Result<(), SyncError> {
+        self.narrowed = true;
+        let next = match self.generation.checked_add(1) {
+            Some(next) => next,
+            None => {
+                let current = policy::generation_mark(self.generation);
+                let cleared = self.kernel.unmark_flows(GENERATION_MASK, current);
+                let cleared = cleared.inspect_err(|_| self.dirty = true)?;
+                tracing::info!(cleared, "generations begin anew");
+                // 0 is the mark of flows that nobody has judged.
+                1
+            }
+        };
+        self.generation = next;
+        self.narrowed = false;
         policy::set_generation(&mut self.desired, self.generation);
+        Ok(())
     }
 }
 

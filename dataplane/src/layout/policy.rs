@@ -172,9 +172,14 @@ pub fn isolated(group_chain: Name) -> Verdict {
     Verdict::Jump(group_chain)
 }
 
+/// The bits of a flow's mark that stand for a generation, within [`GENERATION_MASK`].
+pub fn generation_mark(generation: u16) -> u32 {
+    u32::from(generation) << GENERATION_MASK.trailing_zeros()
+}
+
 /// Wants `generation` as the current one: flows judged under another are judged again.
 pub fn set_generation(desired: &mut Desired, generation: u16) {
-    let mark = u32::from(generation) << GENERATION_MASK.trailing_zeros();
+    let mark = generation_mark(generation);
     regular_chain(
         desired,
         JUDGED,

@@ -17,11 +17,11 @@ use crate::netlink::socket::Nftables;
 use crate::object::IpFamily;
 
 /// `NFNL_SUBSYS_CTNETLINK << 8`, with `IPCTNL_MSG_CT_GET` and `IPCTNL_MSG_CT_DELETE`.
-const GET: u16 = 0x0101;
+pub(super) const GET: u16 = 0x0101;
 const DELETE: u16 = 0x0102;
 
 /// `enum ctattr_type`.
-const TUPLE_ORIG: u16 = 1;
+pub(super) const TUPLE_ORIG: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const ID: u16 = 12;
 const FILTER: u16 = 25;
@@ -31,18 +31,18 @@ const FILTER_IP_DST: u32 = 1 << 1;
 const FILTER_PROTO_NUM: u32 = 1 << 3;
 const FILTER_PROTO_DST_PORT: u32 = 1 << 5;
 /// `enum ctattr_tuple`.
-const TUPLE_IP: u16 = 1;
+pub(super) const TUPLE_IP: u16 = 1;
 const TUPLE_PROTO: u16 = 2;
 /// `enum ctattr_ip`: source and destination, of IPv4 and IPv6.
-const IP_SRC: [u16; 2] = [1, 3];
+pub(super) const IP_SRC: [u16; 2] = [1, 3];
 const IP_DST: [u16; 2] = [2, 4];
 /// `enum ctattr_l4proto`.
 const PROTO_NUM: u16 = 1;
 const PROTO_SRC_PORT: u16 = 2;
 const PROTO_DST_PORT: u16 = 3;
 
-/// Deletions of one datagram.
-const AT_ONCE: usize = 64;
+/// Changes of one datagram.
+pub(super) const AT_ONCE: usize = 64;
 /// Up to so many frontends are looked for one by one.
 const FEW: usize = 4;
 

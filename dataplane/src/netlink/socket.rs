@@ -13,6 +13,7 @@ use crate::netlink::batch::{self, Batch, HEADER, NLMSG_HEADER, flag};
 use crate::netlink::conntrack;
 use crate::netlink::dump;
 use crate::netlink::host_port_flows::{self, HostPortFlows};
+use crate::netlink::marks;
 use crate::netlink::uapi::{SUBSYS, gen_id, msg};
 use crate::object::{Element, Key, Name, Ruleset, Table, TableId};
 use crate::transaction::Transaction;
@@ -253,7 +254,7 @@ impl Nftables {
                 not_about_an_object(error.errno)?;
                 if error.errno != 0 && error.errno != Errno::ENOENT as i32 {
                     return Err(KernelError::Io {
-                        action: "delete conntrack entries",
+                        action: "change conntrack entries",
                         source: io::Error::from_raw_os_error(error.errno),
                     });
                 }
@@ -329,6 +330,10 @@ impl Kernel for Nftables {
 
     fn forget_flows(&mut self, stale: &[StaleFlow]) -> Result<usize, KernelError> {
         conntrack::forget(self, stale)
+    }
+
+    fn unmark_flows(&mut self, mask: u32, spared: u32) -> Result<usize, KernelError> {
+        marks::clear(self, mask, spared)
     }
 
     fn generation(&mut self) -> Result<u32, KernelError> {

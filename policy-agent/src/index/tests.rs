@@ -127,6 +127,21 @@ fn a_late_detach_does_not_take_a_reused_address_away() {
     assert_eq!(owner_name(&index).as_deref(), Some("b"));
 }
 
+/// Regression: nobody held the address until the agent started anew.
+#[test]
+fn an_address_goes_back_to_the_attachment_that_it_was_taken_over_from() {
+    let mut index = Index::new();
+    put(&mut index, mk_pod("a", "1", 0));
+    put(&mut index, mk_pod("b", "2", 5));
+    index.attach(mk_attachment("c1", Some(("a", None))));
+    let second = mk_attachment("c2", Some(("b", None)));
+    index.attach(second.clone());
+    assert_eq!(owner_name(&index).as_deref(), Some("b"));
+    let affected = index.detach(&second.key);
+    assert_eq!(owner_name(&index).as_deref(), Some("a"));
+    assert!(affected.contains(&ObjectKey::new("x", "a")), "{affected:?}");
+}
+
 #[test]
 fn host_network_pods_own_no_address() {
     let mut index = Index::new();

@@ -111,10 +111,11 @@ impl<K: Kernel> Owner<K> {
         if self.progress.unknown {
             self.look()?;
         }
-        if std::mem::take(&mut self.progress.adopting) && !self.desired.transaction().is_empty() {
+        if self.progress.adopting && !self.desired.transaction().is_empty() {
             // What was allowed under the rules found may not be any more.
-            self.raise_generation();
+            self.raise_generation()?;
         }
+        self.progress.adopting = false;
         self.progress.last_operations = 0;
         let mut last = Vec::new();
         for _ in 0..ROUNDS {
@@ -132,7 +133,7 @@ impl<K: Kernel> Owner<K> {
                         // Somebody else was there first: what is impossible now may have
                         // been right for the tables that we knew.
                         self.look()?;
-                        self.raise_generation();
+                        self.raise_generation()?;
                     }
                 }
                 Err((_, error @ CommitError::Kernel(_))) => {
@@ -259,7 +260,7 @@ impl<K: Kernel> Owner<K> {
         self.progress.repairs += 1;
         self.desired.observe(observed);
         // Flows may have been allowed meanwhile that must not be.
-        self.raise_generation();
+        self.raise_generation()?;
         let started = Instant::now();
         let result = self.commit();
         self.progress.finished(started, &result);

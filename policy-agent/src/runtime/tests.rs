@@ -62,6 +62,11 @@ impl Kernel for Shared {
             .forget_flows(stale)
     }
 
+    fn unmark_flows(&mut self, mask: u32, spared: u32) -> Result<usize, KernelError> {
+        let mut watched = self.0.lock().expect("not poisoned");
+        watched.fake.unmark_flows(mask, spared)
+    }
+
     fn generation(&mut self) -> Result<u32, KernelError> {
         self.0.lock().expect("not poisoned").fake.generation()
     }

@@ -1,5 +1,7 @@
 //! When live flows are judged again: whenever something may have become narrower.
 
+use dataplane::layout::GENERATION_MASK;
+
 use super::harness::Node;
 use super::objects::{allow, attachment, deny, model_pod, namespace, pod, service, slice};
 use super::world;
@@ -114,4 +116,39 @@ fn a_failed_commit_does_not_forget_to_raise_it() {
         assert!(node.owner.sync().is_err());
     });
     assert_eq!(raised, 1);
+}
+
+/// netpol.md 55. The numbers begin anew: no flow may still carry one that comes again.
+#[test]
+fn old_marks_are_cleared_before_the_numbers_begin_anew() {
+    let mut node = node();
+    node.owner.generation = u16::MAX - 1;
+    let at_start = node.kernel().fake.unmarked().len();
+    node.apply(deny("x/deny", "web"));
+    assert_eq!(node.generation(), u16::MAX);
+    assert_eq!(node.kernel().fake.unmarked().len(), at_start);
+
+    let commits = node.kernel().commits.len();
+    node.kernel().fails_unmark = true;
+    node.owner
+        .handle(Event::Apply(allow("x/deny", "web", "former")));
+    assert!(node.owner.sync().is_err());
+    assert_eq!(node.kernel().commits.len(), commits, "nothing is committed");
+    assert!(node.owner.is_dirty(), "and it is tried again");
+
+    node.kernel().fails_unmark = false;
+    node.settle();
+    assert_eq!(node.generation(), 1);
+    assert_eq!(
+        node.kernel().fake.unmarked()[at_start..],
+        [(GENERATION_MASK, GENERATION_MASK)],
+        "but for the current"
+    );
+}
+
+/// Whoever removes the tables leaves the marks of flows.
+#[test]
+fn tables_that_are_made_anew_trust_no_mark_that_was_there_before() {
+    let mut node = node();
+    assert_eq!(node.kernel().fake.unmarked(), [(GENERATION_MASK, 0)]);
 }

@@ -48,6 +48,8 @@ pub(super) struct Scripted {
     pub(super) failures: VecDeque<Option<Failure>>,
     /// Whether the next dump fails.
     pub(super) fails_dump: bool,
+    /// Whether marks of flows cannot be cleared.
+    pub(super) fails_unmark: bool,
 }
 
 fn io() -> KernelError {
@@ -88,6 +90,13 @@ impl Kernel for Scripted {
 
     fn forget_flows(&mut self, stale: &[StaleFlow]) -> Result<usize, KernelError> {
         self.fake.forget_flows(stale)
+    }
+
+    fn unmark_flows(&mut self, mask: u32, spared: u32) -> Result<usize, KernelError> {
+        if self.fails_unmark {
+            return Err(io());
+        }
+        self.fake.unmark_flows(mask, spared)
     }
 
     fn generation(&mut self) -> Result<u32, KernelError> {
