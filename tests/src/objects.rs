@@ -72,6 +72,15 @@ pub fn policy(key: &str, spec: &Value) -> Value {
     })
 }
 
+/// A ClusterNetworkPolicy with this `spec`.
+pub fn cluster_policy(name: &str, spec: &Value) -> Value {
+    json!({
+        "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
+        "metadata": {"name": name},
+        "spec": spec,
+    })
+}
+
 /// A policy that isolates every pod of a namespace in both directions.
 pub fn deny_all(namespace: &str) -> Value {
     policy(
