@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::diff::{changed_set, diff, same_rules};
+use crate::diff::{changed_intervals, changed_set, diff, same_rules};
 use crate::object::{Chain, Element, Key, Name, Ruleset, Set, SetSpec, Table, TableId};
 use crate::transaction::{Transaction, TransactionBuilder};
 
@@ -188,8 +188,14 @@ impl Desired {
                 }
             }
             for (name, old) in &before.elements {
-                let wanted = &table.sets[name].elements;
-                changed_elements(&mut builder, id, name, old, wanted);
+                let set = &table.sets[name];
+                let wanted = &set.elements;
+                if set.spec.interval {
+                    let before = overlay(wanted, old);
+                    changed_intervals(&mut builder, id, name, &before, wanted);
+                } else {
+                    changed_elements(&mut builder, id, name, old, wanted);
+                }
             }
         }
         builder.build()
@@ -231,6 +237,21 @@ fn touch(before: &mut Before, set: &Name, key: Key, old: Option<Element>) {
     }
     let elements = before.elements.get_mut(set).expect("inserted above");
     elements.entry(key).or_insert(old);
+}
+
+/// The applied elements: the wanted ones but for those that were touched.
+fn overlay(
+    wanted: &BTreeMap<Key, Element>,
+    touched: &BTreeMap<Key, Option<Element>>,
+) -> BTreeMap<Key, Element> {
+    let mut applied = wanted.clone();
+    for (key, element) in touched {
+        match element {
+            Some(element) => applied.insert(key.clone(), element.clone()),
+            None => applied.remove(key),
+        };
+    }
+    applied
 }
 
 fn changed_elements(

@@ -1,6 +1,6 @@
 //! What must change to get from one ruleset to another.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::object::{Chain, Element, Key, Name, Ruleset, Set, Table, TableId};
 use crate::transaction::{Transaction, TransactionBuilder};
@@ -70,6 +70,10 @@ pub(crate) fn changed_set(
     if new.spec.dynamic.is_some() {
         return;
     }
+    if new.spec.interval {
+        changed_intervals(builder, id, name, &old.elements, &new.elements);
+        return;
+    }
     let missing_in =
         |set: &Set, key: &Key, element: &Element| set.elements.get(key) != Some(element);
     let pick = |from: &Set, other: &Set| -> Vec<(Key, Element)> {
@@ -81,6 +85,46 @@ pub(crate) fn changed_set(
     };
     builder.delete_elements(id, name, pick(old, new));
     builder.add_elements(id, name, pick(new, old));
+}
+
+/// The same for a set of intervals. One that changes goes and comes with both its ends: the
+/// kernel looks for overlaps while it inserts, and refuses a start whose end has moved.
+pub(crate) fn changed_intervals(
+    builder: &mut TransactionBuilder,
+    id: &TableId,
+    name: &Name,
+    old: &BTreeMap<Key, Element>,
+    new: &BTreeMap<Key, Element>,
+) {
+    let (old, new) = (intervals(old), intervals(new));
+    let missing_in = |other: &Intervals<'_>, from: &Intervals<'_>| -> Vec<(Key, Element)> {
+        let differing = from
+            .iter()
+            .filter(|(start, ends)| other.get(*start) != Some(*ends));
+        let ends = differing.flat_map(|(_, ends)| ends);
+        ends.map(|(key, element)| ((*key).clone(), (*element).clone()))
+            .collect()
+    };
+    builder.delete_elements(id, name, missing_in(&new, &old));
+    builder.add_elements(id, name, missing_in(&old, &new));
+}
+
+/// Intervals by their starts: each the element that opens it, and the one that closes it if
+/// there is one.
+type Intervals<'a> = BTreeMap<&'a Key, Vec<(&'a Key, &'a Element)>>;
+
+fn intervals(elements: &BTreeMap<Key, Element>) -> Intervals<'_> {
+    let mut intervals = Intervals::new();
+    let mut open = None;
+    for (key, element) in elements {
+        if !element.interval_end {
+            open = Some(key);
+        }
+        // An end without a start is somebody else's work, and an interval of its own.
+        let start = open.unwrap_or(key);
+        intervals.entry(start).or_default().push((key, element));
+    }
+    intervals
 }
 
 /// Whether the chain need not be written: comments of chains do not count, see

@@ -1,143 +1,25 @@
 //! hostPorts with real traffic: from outside, from the node and from pods, with an agent and
 //! without.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-use tests::agent::{self, Agent};
-use tests::matrix::LIMIT;
+use tests::agent;
 use tests::netns::NetNs;
 use tests::node::{GATEWAYS, NODE_IPS, Node};
 use tests::plugin::Call;
 use tests::pod::Family;
-use tests::traffic::{Outcome, Protocol, Server, ask};
+use tests::traffic::{Outcome, Protocol};
 use tests::wait::eventually;
-use tests::{inspect, objects, require_root};
+use tests::{inspect, require_root};
 
 use crate::assert_empty;
-
-/// Time for an answer that must not come.
-const SHORT: Duration = Duration::from_millis(400);
-
-/// What containerd sends, word for word (go-cni has no JSON tags).
-fn containerd(mappings: &[(u16, u16, &str)]) -> Value {
-    let mapping = |(host, pod, protocol): &(u16, u16, &str)| json!({"HostPort": host, "ContainerPort": pod, "Protocol": protocol, "HostIP": ""});
-    let mappings: Value = mappings.iter().map(mapping).collect();
-    json!({"RuntimeConfig": {"PortMappings": mappings}})
-}
-
-/// A container that serves its ports by its own name.
-struct Container<'n> {
-    node: &'n Node,
-    id: &'static str,
-    netns: NetNs,
-    result: Value,
-    keys: Value,
-    _server: Server,
-}
-
-impl<'n> Container<'n> {
-    fn add(node: &'n Node, id: &'static str, keys: Value) -> Result<Self> {
-        let netns = NetNs::create(id)?;
-        let result = Call::new(node, "ADD", id, &netns)
-            .keys(keys.clone())
-            .result()?;
-        let server = Server::start(&netns, id, &[80, 53])?;
-        Ok(Self {
-            node,
-            id,
-            netns,
-            result,
-            keys,
-            _server: server,
-        })
-    }
-
-    fn ip(&self, family: Family) -> IpAddr {
-        let ips = inspect::result_ips(&self.result).expect("a result");
-        let of_family = |ip: &IpAddr| Family::of(*ip) == family;
-        ips.into_iter().find(of_family).expect("both families")
-    }
-
-    fn call(&self, verb: &str) -> Call<'n> {
-        let mut keys = self.keys.clone();
-        keys["prevResult"] = self.result.clone();
-        Call::new(self.node, verb, self.id, &self.netns).keys(keys)
-    }
-
-    fn check(&self) -> Result<()> {
-        self.call("CHECK").silent()
-    }
-
-    fn del(self) -> Result<()> {
-        self.call("DEL").silent()
-    }
-}
-
-fn ask_from(netns: &NetNs, protocol: Protocol, target: SocketAddr) -> Result<Outcome> {
-    netns.enter(move || ask(protocol, target, LIMIT))
-}
-
-fn assert_answered(netns: &NetNs, protocol: Protocol, target: SocketAddr, by: &str) -> Result<()> {
-    let outcome = ask_from(netns, protocol, target)?;
-    let text = format!("{protocol} to {target} from {}: {outcome}", netns.name());
-    assert_eq!(outcome.server(), Some(by), "{text}");
-    Ok(())
-}
-
-fn assert_silent(netns: &NetNs, protocol: Protocol, target: SocketAddr) -> Result<()> {
-    let outcome = netns.enter(move || ask(protocol, target, SHORT))?;
-    assert!(!outcome.is_answered(), "{protocol} to {target}: {outcome}");
-    Ok(())
-}
-
-/// The elements of a set or map of ours, as `nft` lists them.
-fn elements(node: &Node, set: &str) -> Result<Vec<Value>> {
-    let objects = inspect::ruleset(&node.netns)?;
-    let found = objects.iter().filter_map(|object| {
-        let set = object.get("set").or_else(|| object.get("map"));
-        set.filter(|found| found["table"] == "trammel")
-    });
-    let mut named = found.filter(|found| found["name"] == set);
-    let elements = named
-        .next()
-        .map(|found| inspect::items(&found["elem"]).cloned());
-    Ok(elements.map(Iterator::collect).unwrap_or_default())
-}
-
-/// All elements that translate, by set.
-fn translations(node: &Node) -> Result<BTreeMap<String, Vec<Value>>> {
-    let mut translations = BTreeMap::new();
-    for name in [
-        "host-addresses",
-        "host-ports",
-        "host-port-pods",
-        "masqueraded",
-        "inside",
-    ] {
-        for family in [4, 6] {
-            let set = format!("{name}{family}");
-            let elements = elements(node, &set)?;
-            translations.insert(set, elements);
-        }
-    }
-    Ok(translations)
-}
-
-/// The manifests of containers, which the harness calls `default/ID`, and an agent.
-fn start_agent<'n>(node: &'n Node, ids: &[&str]) -> Result<Agent<'n>> {
-    let mut manifests = vec![objects::namespace("default", &json!({}))];
-    let pods = ids.iter().map(|id| {
-        let key = format!("default/{id}");
-        objects::pod(&key, &json!({"app": *id}), &[80, 53])
-    });
-    manifests.extend(pods);
-    node.manifests.write("pods", &manifests)?;
-    Agent::start(node)
-}
+use crate::container::{
+    Container, SHORT, ask_from, assert_answered, assert_silent, containerd, elements, start_agent,
+    translations,
+};
 
 /// cni.md 13, 64: from outside, from the node at 127.0.0.1 and at its own addresses, from
 /// another pod, and from the pod itself.

@@ -2,10 +2,13 @@
 //! what it leaves there, which is nothing.
 
 mod add;
+mod bandwidth;
+mod container;
 mod crash;
 mod delete;
 mod hostports;
 mod ipam;
+mod masquerade;
 mod protocol;
 mod reap;
 
