@@ -16,9 +16,11 @@ mod host_port_flows;
 mod marks;
 mod nflog;
 mod socket;
+mod tracked;
 mod uapi;
 
 pub use batch::Batch;
 pub use host_port_flows::HostPortFlows;
 pub use nflog::{LoggedPacket, PacketLog};
 pub use socket::Nftables;
+pub use tracked::TrackedFlow;

@@ -4,6 +4,7 @@
 //! it to ask what a ruleset *means* instead of how it is spelt; `explain` uses it to show
 //! which rule decided.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -110,6 +111,13 @@ pub struct Step {
     pub rule: String,
     /// What it decided.
     pub verdict: String,
+}
+
+/// `inet trammel forward: oifname @pod-interfaces goto to-pod`
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.table, self.chain, self.rule)
+    }
 }
 
 /// A walk through one hook.
