@@ -8,6 +8,7 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::frontend::{FrontendId, FrontendKind};
@@ -37,6 +38,13 @@ impl Claims {
     pub(crate) fn owner(&self, id: FrontendId) -> Option<&ObjectKey> {
         let claim = self.by_frontend.get(&id)?;
         Some(&claim.owner.service.key)
+    }
+
+    /// The owners of the frontends at the address.
+    pub(crate) fn owners_at(&self, address: IpAddr) -> impl Iterator<Item = &ObjectKey> {
+        let claims = self.by_frontend.iter();
+        let at = claims.filter(move |(id, _)| id.address == address);
+        at.map(|(_, claim)| &claim.owner.service.key)
     }
 
     /// The Service claims the frontend.

@@ -266,6 +266,18 @@ impl Proxy {
         self.maps.committed()
     }
 
+    /// The Service as it is served after the last sync.
+    pub fn service(&self, key: &ObjectKey) -> Option<ServiceStatus> {
+        let entry = self.index.get(key)?;
+        let service = entry.service.as_ref()?;
+        Some(self.status(service, &entry.slices))
+    }
+
+    /// The Services that are reached at the address.
+    pub fn services_at(&self, address: IpAddr) -> BTreeSet<ObjectKey> {
+        self.claims.owners_at(address).cloned().collect()
+    }
+
     /// The Services, sorted by key, as they are served after the last sync.
     pub fn services(&self) -> impl Iterator<Item = ServiceStatus> {
         self.index.iter().filter_map(|(_, entry)| {
