@@ -13,10 +13,12 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 
 use crate::health::Health;
+use crate::plan::Proposal;
 use crate::runtime::{Call, Mail};
+use crate::{explain, inspect};
 
 /// A request is a line of at most this many bytes.
-const LINE_MAX: u64 = 1 << 20;
+const LINE_MAX: u64 = 8 << 20;
 /// DEL does not wait longer for the addresses to leave the kernel.
 const DETACH: Duration = Duration::from_secs(5);
 
@@ -38,6 +40,20 @@ pub enum Query {
     Policies,
     /// The kernel against the desired state.
     Verify,
+    /// What becomes of a connection, and why.
+    Explain(explain::query::Query),
+    /// Who reaches whom in a namespace.
+    Matrix {
+        /// The namespace.
+        namespace: String,
+    },
+    /// What is probably not meant as it is written.
+    Lint {
+        /// Of policies in this namespace only.
+        namespace: Option<String>,
+    },
+    /// What manifests would change.
+    Plan(Proposal),
 }
 
 /// What the command line is answered.
@@ -208,6 +224,10 @@ async fn command(query: Query, owner: &Sender<Mail>) -> Answer {
             .map(|status| to_value(&status)),
         Query::Services => ask(owner, Call::Services).await.map(|list| to_value(&list)),
         Query::Policies => ask(owner, Call::Policies).await.map(|list| to_value(&list)),
+        Query::Explain(query) => inspect::explanation(query, owner).await,
+        Query::Matrix { namespace } => inspect::connectivity(namespace, owner).await,
+        Query::Lint { namespace } => inspect::findings(namespace, owner).await,
+        Query::Plan(proposal) => inspect::proposal(proposal, owner).await,
         Query::Verify => {
             let differences = ask(owner, Call::Verify).await.flatten();
             differences.map(|lines| to_value(&lines))
@@ -225,7 +245,7 @@ async fn command(query: Query, owner: &Sender<Mail>) -> Answer {
     }
 }
 
-async fn ask<T>(
+pub(crate) async fn ask<T>(
     owner: &Sender<Mail>,
     call: impl FnOnce(oneshot::Sender<T>) -> Call,
 ) -> Result<T, String> {
@@ -243,7 +263,7 @@ fn failure(error: String) -> Value {
     })
 }
 
-fn to_value(value: &impl Serialize) -> Value {
+pub(crate) fn to_value(value: &impl Serialize) -> Value {
     serde_json::to_value(value).expect("maps with text keys only")
 }
 

@@ -42,6 +42,47 @@ pub enum Command {
     Policies(Client),
     /// Compare the kernel with what it should hold; exit status 1 where they differ.
     Verify(Client),
+    /// Whether a connection comes about, and why: policies, Service, kernel. Exit status 0
+    /// where it does, 1 where it does not, 2 where that cannot be said.
+    Explain {
+        /// Who connects: namespace/name of a pod, an address, or `node`.
+        from: String,
+        /// To whom: the same, or svc/namespace/name; with :PORT or :PORT/PROTOCOL
+        /// (a number, a port name, or icmp).
+        to: String,
+        #[command(flatten)]
+        #[allow(missing_docs, reason = "clap would show it as help")]
+        client: Client,
+    },
+    /// Who reaches whom in a namespace, on which ports.
+    Matrix {
+        /// The namespace.
+        namespace: String,
+        #[command(flatten)]
+        #[allow(missing_docs, reason = "clap would show it as help")]
+        client: Client,
+    },
+    /// Policies that are valid and probably not what was meant; exit status 1 where there
+    /// is an error among them.
+    Lint {
+        /// Policies of this namespace only.
+        #[arg(long, short)]
+        namespace: Option<String>,
+        #[command(flatten)]
+        #[allow(missing_docs, reason = "clap would show it as help")]
+        client: Client,
+    },
+    /// What manifests would change: who reaches whom, and which open connections are cut.
+    Plan {
+        /// YAML or JSON file with Namespaces, Pods and NetworkPolicies.
+        file: PathBuf,
+        /// The objects are to be deleted.
+        #[arg(long)]
+        delete: bool,
+        #[command(flatten)]
+        #[allow(missing_docs, reason = "clap would show it as help")]
+        client: Client,
+    },
     /// Remove exactly our own tables. The agent must not be running.
     Cleanup(Client),
 }

@@ -14,7 +14,11 @@ use serde_json::Value;
 
 use crate::admin::{Answer, Query};
 use crate::args::{Client, Output};
+use crate::explain::{self, Explanation, Outcome};
+use crate::lint::{Finding, Severity};
+use crate::matrix::Matrix;
 use crate::owner::{PolicyStatus, Status, TierStatus};
+use crate::plan::{Plan, Proposal};
 
 /// An agent that holds the socket answers within this time, unless it is told to wait.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -144,6 +148,73 @@ pub fn verify(client: &Client) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// `explain`: exit status 0 where the connection comes about, 1 where it does not, 2 where
+/// that cannot be said.
+pub fn explain(client: &Client, from: String, to: String) -> ExitCode {
+    let query = Query::Explain(explain::query::Query { from, to });
+    let asked = ask::<Explanation>(&client.socket, &query, ANSWER);
+    let shown = asked.and_then(|answer| {
+        print(client, &answer, || println!("{answer}"))?;
+        Ok(answer.outcome)
+    });
+    match shown {
+        Ok(Outcome::Allowed) => ExitCode::SUCCESS,
+        Ok(Outcome::Denied | Outcome::Partly) => ExitCode::FAILURE,
+        Ok(Outcome::Disagreement) => ExitCode::from(2),
+        Err(error) => {
+            eprintln!("trammel-agent: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// `matrix`.
+///
+/// # Errors
+/// Where the agent is away or the namespace is not known.
+pub fn matrix(client: &Client, namespace: String) -> anyhow::Result<ExitCode> {
+    let matrix: Matrix = ask(&client.socket, &Query::Matrix { namespace }, ANSWER)?;
+    print(client, &matrix, || println!("{matrix}"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `lint`: exit status 1 where there is an error among the findings.
+///
+/// # Errors
+/// Where the agent is away.
+pub fn lint(client: &Client, namespace: Option<String>) -> anyhow::Result<ExitCode> {
+    let findings: Vec<Finding> = ask(&client.socket, &Query::Lint { namespace }, ANSWER)?;
+    print(client, &findings, || {
+        findings.iter().for_each(|finding| println!("{finding}"));
+        if findings.is_empty() {
+            println!("nothing to say");
+        }
+    })?;
+    let has_error = findings.iter().any(|f| f.severity == Severity::Error);
+    Ok(if has_error {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// `plan`.
+///
+/// # Errors
+/// Where the file cannot be read or the agent is away.
+pub fn plan(client: &Client, file: &Path, delete: bool) -> anyhow::Result<ExitCode> {
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let query = Query::Plan(Proposal {
+        file: file.display().to_string(),
+        text,
+        delete,
+    });
+    let plan: Plan = ask(&client.socket, &query, ANSWER)?;
+    print(client, &plan, || println!("{plan}"))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn print(client: &Client, value: &impl Serialize, text: impl FnOnce()) -> anyhow::Result<()> {

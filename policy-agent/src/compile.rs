@@ -99,6 +99,15 @@ struct Group {
     used: Vec<Content>,
 }
 
+/// A policy group, as its chain stands for it in log messages.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PolicyGroup {
+    /// Direction that it judges.
+    pub direction: Direction,
+    /// The policies that select its pods: `namespace/name`, or tier and name.
+    pub policies: Vec<String>,
+}
+
 /// What of the policies is on this node, for `status`.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -171,6 +180,26 @@ impl PolicyCompiler {
             tiers: self.tiers.len(),
             sets: self.sets.len() * 2,
         }
+    }
+
+    /// Whose denial a log message is, by the name of the chain that is its prefix.
+    pub fn groups(&self) -> BTreeMap<String, PolicyGroup> {
+        let groups = self.groups.keys().map(|id| {
+            let chain = match id.is_audit {
+                true => id.audit_chain(),
+                false => id.chain(),
+            };
+            let policies = id.policies.iter().map(ToString::to_string).collect();
+            (chain, id.direction, policies)
+        });
+        let named = |(chain, direction, policies): (Name, _, _)| {
+            let group = PolicyGroup {
+                direction,
+                policies,
+            };
+            (chain.to_string(), group)
+        };
+        groups.chain(self.tiers.named()).map(named).collect()
     }
 
     /// The pods of this node that the policy isolates, against egress and ingress.

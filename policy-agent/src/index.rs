@@ -16,7 +16,7 @@ use proxy::model::ObjectKey;
 use crate::model::{ClusterNetworkPolicy, Namespace, NetworkPolicy, Node, Pod};
 
 /// Objects by key.
-#[derive(Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct Index {
     /// Namespaces by name.
     pub namespaces: BTreeMap<String, Namespace>,

@@ -36,6 +36,14 @@ fn run() -> anyhow::Result<ExitCode> {
         Command::Services(client) => client::services(&client),
         Command::Policies(client) => client::policies(&client),
         Command::Verify(client) => client::verify(&client),
+        Command::Explain { from, to, client } => Ok(client::explain(&client, from, to)),
+        Command::Matrix { namespace, client } => client::matrix(&client, namespace),
+        Command::Lint { namespace, client } => client::lint(&client, namespace),
+        Command::Plan {
+            file,
+            delete,
+            client,
+        } => client::plan(&client, &file, delete),
         Command::Cleanup(client) => cleanup::run(&client),
     }
 }

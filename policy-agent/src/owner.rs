@@ -82,6 +82,8 @@ pub struct Owner<K> {
     dirty: bool,
     /// Whether live flows are still to be judged anew for something that has.
     narrowed: bool,
+    /// Counts changes, see [`crate::snapshot`].
+    revision: u64,
     progress: commit::Progress,
     service_progress: services::ServiceProgress,
 }
@@ -109,6 +111,7 @@ impl<K: Kernel> Owner<K> {
             invalid: BTreeMap::new(),
             dirty: false,
             narrowed: false,
+            revision: 0,
             progress: commit::Progress::default(),
             service_progress: services::ServiceProgress::default(),
         }
@@ -139,6 +142,7 @@ impl<K: Kernel> Owner<K> {
     /// Takes a change of an object.
     pub fn handle(&mut self, event: Event) {
         self.dirty = true;
+        self.revision += 1;
         match event {
             Event::Apply(object) => {
                 self.invalid.remove(&(object.kind(), object.key()));
@@ -329,6 +333,7 @@ impl<K: Kernel> Owner<K> {
         if old == Some(&attachment) {
             return;
         }
+        self.revision += 1;
         let given_up = old.map(|old| old.ips.clone()).unwrap_or_default();
         self.progress.refused.restore(&mut self.desired);
         self.policies.addresses_changed(given_up);
@@ -354,6 +359,7 @@ impl<K: Kernel> Owner<K> {
         let Some(attachment) = self.index.attachments().get(key) else {
             return false;
         };
+        self.revision += 1;
         let addresses = attachment.ips.clone();
         self.progress.refused.restore(&mut self.desired);
         self.forget_port(key);

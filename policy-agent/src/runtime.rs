@@ -19,6 +19,7 @@ use crate::complaint::Complaint;
 use crate::event::Event;
 use crate::health::Health;
 use crate::owner::{Owner, PolicyStatus, Problem, ServiceNews, Status};
+use crate::snapshot::{About, Snapshot};
 use crate::source::manifests::ManifestDir;
 
 /// A sync waits this long after the last change, so that a burst is one transaction...
@@ -86,6 +87,13 @@ pub enum Call {
     Services(oneshot::Sender<Vec<ServiceStatus>>),
     /// The policies.
     Policies(oneshot::Sender<Vec<PolicyStatus>>),
+    /// The state of this moment.
+    Snapshot {
+        /// Which Services it is to hold.
+        about: About,
+        /// Answer.
+        reply: oneshot::Sender<Snapshot>,
+    },
     /// What differs between the kernel and the desired state, a line each.
     Verify(oneshot::Sender<Result<Vec<String>, String>>),
     /// Where connections of this node itself to a TCP node port lead.
@@ -323,6 +331,7 @@ impl<K: Kernel> Runtime<K> {
             } => answer(reply, self.owner.node_port_endpoints(port, family)),
             Call::Services(reply) => answer(reply, self.owner.services()),
             Call::Policies(reply) => answer(reply, self.owner.policies()),
+            Call::Snapshot { about, reply } => answer(reply, self.owner.snapshot(&about)),
             Call::Verify(reply) => {
                 let differences = self.owner.verify().map_err(|error| error.to_string());
                 let lines = |differences: dataplane::transaction::Transaction| {

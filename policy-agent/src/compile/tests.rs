@@ -362,6 +362,7 @@ fn policy() -> impl Strategy<Value = NetworkPolicy> {
                 egress,
                 audit,
                 problems: Vec::new(),
+                notes: Vec::new(),
             },
         )
 }
@@ -542,6 +543,7 @@ fn pods_of_one_selection_share_a_group() {
         egress: None,
         audit: false,
         problems: Vec::new(),
+        notes: Vec::new(),
     })));
     node.sync();
     let summary = node.compiler.summary();

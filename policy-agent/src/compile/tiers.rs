@@ -94,6 +94,12 @@ impl TierId {
 }
 
 impl Tiers {
+    /// The chains with their direction and policies.
+    pub(super) fn named(&self) -> impl Iterator<Item = (Name, Direction, Vec<String>)> {
+        let ids = self.chains.keys();
+        ids.map(|id| (id.chain(), id.direction, id.names().collect()))
+    }
+
     /// Number of chains.
     pub(super) fn len(&self) -> usize {
         self.chains.len()

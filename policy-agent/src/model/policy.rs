@@ -29,6 +29,8 @@ pub struct NetworkPolicy {
     pub audit: bool,
     /// What of it could not be understood: field, value, what to do.
     pub problems: Vec<String>,
+    /// What was understood and is hardly meant so: prefixes with host bits.
+    pub notes: Vec<String>,
 }
 
 /// Annotation of a policy that is to be tried out: `"true"` or `"false"`.
@@ -109,6 +111,7 @@ impl NetworkPolicy {
             egress: Some(Vec::new()),
             audit: false,
             problems: vec![reason],
+            notes: Vec::new(),
         }
     }
 }

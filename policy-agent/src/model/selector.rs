@@ -187,6 +187,11 @@ impl Requirement {
         })
     }
 
+    /// The label that it is about.
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
     /// Whether it holds for `labels`.
     pub fn matches(&self, labels: &Labels) -> bool {
         let value = labels.get(&self.key);

@@ -1,14 +1,17 @@
 //! What the owner tells about itself.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::UNIX_EPOCH;
 
 use dataplane::kernel::Kernel;
 use proxy::ServiceStatus;
+use proxy::model::ObjectKey;
 use serde::{Deserialize, Serialize};
 
 use super::{Owner, ServiceSummary};
 use crate::compile::PolicySummary;
+use crate::snapshot::{About, Snapshot};
 use crate::source::manifests;
 
 /// The state of the agent in one document.
@@ -217,6 +220,26 @@ impl<K: Kernel> Owner<K> {
             .chain(of_services)
             .chain(refused)
             .collect()
+    }
+
+    /// A snapshot; the node's own addresses are left to [`Snapshot::with_node_addresses`].
+    pub fn snapshot(&self, about: &About) -> Snapshot {
+        let mut keys: BTreeSet<ObjectKey> = about.services.iter().cloned().collect();
+        for address in &about.addresses {
+            keys.extend(self.proxy.services_at(*address));
+        }
+        Snapshot {
+            node: self.settings.node.clone(),
+            index: self.index.clone(),
+            services: keys
+                .iter()
+                .filter_map(|key| self.proxy.service(key))
+                .collect(),
+            groups: self.policies.groups(),
+            node_addresses: BTreeSet::new(),
+            is_synced: self.is_synced(),
+            revision: self.revision,
+        }
     }
 
     /// The Services with their frontends and endpoints.

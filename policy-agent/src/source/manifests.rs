@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 
 use proxy::model::ObjectKey;
 
-use crate::event::{Event, Kind};
+use crate::event::{Event, Kind, Object};
 use files::FileState;
 use ledger::Ledger;
 
@@ -64,6 +64,22 @@ pub struct Problem {
     pub object: Option<(Kind, ObjectKey)>,
     /// What is wrong and what to do.
     pub message: String,
+}
+
+/// What a file holds, for whoever does not follow a directory.
+#[derive(Debug, Default)]
+pub struct ParsedFile {
+    /// Objects that can be used.
+    pub objects: Vec<Object>,
+    /// What cannot.
+    pub problems: Vec<Problem>,
+    /// Kinds that are none of ours, as `apiVersion/kind`.
+    pub other_kinds: BTreeSet<String>,
+}
+
+/// Reads the bytes of a file; by its extension it is JSON, or YAML.
+pub fn parse(file: &Path, bytes: &[u8]) -> ParsedFile {
+    document::parse(file, bytes).into()
 }
 
 impl ManifestDir {

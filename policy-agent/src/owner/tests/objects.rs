@@ -149,6 +149,7 @@ fn ingress(name: &str, selected: &str, rules: Vec<Rule>) -> Object {
         egress: None,
         audit: false,
         problems: Vec::new(),
+        notes: Vec::new(),
     })
 }
 

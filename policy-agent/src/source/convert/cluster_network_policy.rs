@@ -65,7 +65,7 @@ impl Convert for ClusterNetworkPolicy {
             subject,
             ingress,
             egress,
-            problems: problems.0,
+            problems: problems.problems,
         })))
     }
 }

@@ -20,7 +20,11 @@ type MetaSelector = k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelecto
 
 /// What went wrong so far in one policy.
 #[derive(Default)]
-pub(super) struct Problems(pub(super) Vec<String>);
+pub(super) struct Problems {
+    pub(super) problems: Vec<String>,
+    /// What is understood, and hardly meant so.
+    notes: Vec<String>,
+}
 
 /// Which directions a policy isolates.
 struct Directions {
@@ -31,7 +35,7 @@ struct Directions {
 impl Problems {
     /// The value, or `None` with the error noted.
     pub(super) fn note<T>(&mut self, result: Result<T, ConvertError>) -> Option<T> {
-        result.map_err(|e| self.0.push(e.to_string())).ok()
+        result.map_err(|e| self.problems.push(e.to_string())).ok()
     }
 }
 
@@ -77,7 +81,8 @@ impl Convert for networking::NetworkPolicy {
             ingress,
             egress,
             audit,
-            problems: problems.0,
+            problems: problems.problems,
+            notes: problems.notes,
         })))
     }
 }
@@ -132,16 +137,28 @@ impl Problems {
         }
     }
 
+    /// Host bits are legal and mean nothing; whoever writes them means something else.
+    fn prefix(&mut self, field: &str, text: &str) -> Option<IpNet> {
+        let prefix = self.note(parse_prefix(field, text))?;
+        let written = text.split('/').next().and_then(super::parse_ip);
+        if written.is_some_and(|address| address != prefix.addr()) {
+            self.notes.push(format!(
+                "{field}: {text} has host bits and is read as {prefix}"
+            ));
+        }
+        Some(prefix)
+    }
+
     /// The API wants every `except` strictly inside `cidr`. One that takes nothing away is
     /// noted and left out, one that takes all away is noted and does so. One that cannot
     /// be read makes the whole block match nothing, because it is unknown what must
     /// stay out.
     fn ip_block(&mut self, path: &str, block: &networking::IPBlock) -> Option<Peer> {
-        let cidr = self.note(parse_prefix(&format!("{path}.cidr"), &block.cidr))?;
+        let cidr = self.prefix(&format!("{path}.cidr"), &block.cidr)?;
         let mut except = Vec::new();
         for (i, text) in block.except.iter().flatten().enumerate() {
             let field = format!("{path}.except[{i}]");
-            let entry = self.note(parse_prefix(&field, text))?;
+            let entry = self.prefix(&field, text)?;
             if cidr.contains(&entry) && cidr != entry {
                 except.push(entry);
                 continue;
@@ -149,7 +166,7 @@ impl Problems {
             if entry.contains(&cidr) {
                 except.push(cidr);
             }
-            self.0.push(
+            self.problems.push(
                 ConvertError::value(field, text, "use a prefix strictly inside cidr").to_string(),
             );
         }
@@ -168,7 +185,7 @@ fn audit(annotations: Option<&BTreeMap<String, String>>, problems: &mut Problems
         Some(other) => {
             let field = format!("metadata.annotations[{AUDIT}]");
             let error = ConvertError::value(field, other, "use \"true\" or \"false\"");
-            problems.0.push(error.to_string());
+            problems.problems.push(error.to_string());
             false
         }
     }
@@ -197,7 +214,7 @@ fn directions(spec: &networking::NetworkPolicySpec, problems: &mut Problems) -> 
                 directions.egress = true;
                 let field = format!("spec.policyTypes[{i}]");
                 problems
-                    .0
+                    .problems
                     .push(ConvertError::value(field, other, "use Ingress or Egress").to_string());
             }
         }

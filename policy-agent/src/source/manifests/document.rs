@@ -13,7 +13,7 @@ use serde_json::Value;
 use serde_saphyr::{MessageFormatter, UserMessageFormatter};
 
 use super::files::digest;
-use super::{Id, Problem};
+use super::{Id, ParsedFile, Problem};
 use crate::event::{Kind, Object};
 use crate::source::convert::{ClusterNetworkPolicy, Convert, object_key};
 
@@ -98,6 +98,17 @@ impl Parsed {
     pub(super) fn take(&mut self, id: &Id, digest: u64) -> Option<Object> {
         let (claim, object) = self.items.get_mut(id)?;
         object.take_if(|_| claim.digest == digest)
+    }
+}
+
+impl From<Parsed> for ParsedFile {
+    fn from(parsed: Parsed) -> Self {
+        let objects = parsed.items.into_values();
+        Self {
+            objects: objects.filter_map(|(_, object)| object).collect(),
+            problems: parsed.problems,
+            other_kinds: parsed.other_kinds,
+        }
     }
 }
 
