@@ -10,18 +10,39 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::object::{Element, Key, Name, TableId};
 use crate::transaction::{Operation, Transaction};
 
-/// What becomes of one element.
+type Elements = Vec<(Key, Element)>;
+
+/// An element that comes, or is replaced.
 struct Change {
-    table: TableId,
-    set: Name,
     key: Key,
     old: Option<Element>,
-    new: Option<Element>,
+    new: Element,
 }
 
-impl Change {
-    const fn operations(&self) -> usize {
-        self.old.is_some() as usize + self.new.is_some() as usize
+/// What becomes of the elements of one set.
+#[derive(Default)]
+struct Changes {
+    deleted: Elements,
+    added: Elements,
+}
+
+impl Changes {
+    /// What comes, with what it replaces; and what goes. Both lists are sorted by key: that
+    /// is the order in which a [`crate::transaction::TransactionBuilder`] gets them.
+    fn pair(self) -> (Vec<Change>, Elements) {
+        debug_assert!(self.deleted.is_sorted_by_key(|(key, _)| key));
+        debug_assert!(self.added.is_sorted_by_key(|(key, _)| key));
+        let mut comes = Vec::with_capacity(self.added.len());
+        let mut goes = Vec::new();
+        let mut deleted = self.deleted.into_iter().peekable();
+        for (key, new) in self.added {
+            goes.extend(std::iter::from_fn(|| deleted.next_if(|(old, _)| *old < key)));
+            let old = deleted.next_if(|(old, _)| *old == key);
+            let old = old.map(|(_, element)| element);
+            comes.push(Change { key, old, new });
+        }
+        goes.extend(deleted);
+        (comes, goes)
     }
 }
 
@@ -34,7 +55,8 @@ struct Parts {
     rewritten: Vec<Operation>,
     /// Chains and sets that go.
     removed: Vec<Operation>,
-    changes: BTreeMap<(u8, TableId, Name), BTreeMap<Key, Change>>,
+    /// By rank, see [`crate::layout::rank`].
+    changes: BTreeMap<(u8, TableId, Name), Changes>,
 }
 
 impl Transaction {
@@ -48,20 +70,6 @@ impl Transaction {
             return vec![self];
         }
         let parts = Parts::of(self.operations);
-        let mut targets = Vec::new();
-        let mut dispatches = Vec::new();
-        let mut orphans = Vec::new();
-        for ((rank, ..), changes) in parts.changes {
-            let (comes, goes): (Vec<_>, Vec<_>) = changes
-                .into_values()
-                .partition(|change| change.new.is_some());
-            if rank == 0 {
-                targets.push(comes);
-                orphans.push(goes);
-            } else {
-                dispatches.extend([comes, goes]);
-            }
-        }
         let mut chunks = Chunks {
             done: vec![Transaction {
                 operations: parts.created,
@@ -69,10 +77,24 @@ impl Transaction {
             room: max_elements,
             max: max_elements,
         };
-        chunks.elements(targets);
+        let (targets, dispatches): (Vec<_>, Vec<_>) = parts
+            .changes
+            .into_iter()
+            .map(|((rank, table, set), changes)| (rank, (table, set), changes.pair()))
+            .partition(|(rank, ..)| *rank == 0);
+        let mut orphans = Vec::new();
+        for (_, set, (comes, goes)) in targets {
+            chunks.come(&set, comes);
+            orphans.push((set, goes));
+        }
         chunks.structure(parts.rewritten);
-        chunks.elements(dispatches);
-        chunks.elements(orphans);
+        for (_, set, (comes, goes)) in dispatches {
+            chunks.come(&set, comes);
+            chunks.go(&set, goes);
+        }
+        for (set, goes) in orphans {
+            chunks.go(&set, goes);
+        }
         chunks.structure(parts.removed);
         chunks.done
     }
@@ -144,43 +166,20 @@ impl Parts {
                     table,
                     set,
                     elements,
-                } => {
-                    parts.change(&table, &set, elements, |change, old| change.old = Some(old));
-                }
+                } => parts.changes(table, set).deleted.extend(elements),
                 Operation::AddElements {
                     table,
                     set,
                     elements,
-                } => {
-                    parts.change(&table, &set, elements, |change, new| change.new = Some(new));
-                }
+                } => parts.changes(table, set).added.extend(elements),
             }
         }
         parts
     }
 
-    fn change(
-        &mut self,
-        table: &TableId,
-        set: &Name,
-        elements: Vec<(Key, Element)>,
-        note: fn(&mut Change, Element),
-    ) {
+    fn changes(&mut self, table: TableId, set: Name) -> &mut Changes {
         let rank = crate::layout::rank(set.as_str());
-        let changes = self
-            .changes
-            .entry((rank, table.clone(), set.clone()))
-            .or_default();
-        for (key, element) in elements {
-            let change = changes.entry(key.clone()).or_insert_with(|| Change {
-                table: table.clone(),
-                set: set.clone(),
-                key,
-                old: None,
-                new: None,
-            });
-            note(change, element);
-        }
+        self.changes.entry((rank, table, set)).or_default()
     }
 }
 
@@ -197,53 +196,83 @@ impl Chunks {
         last.operations.extend(operations);
     }
 
-    /// The changes of each set; only those of one set stand together.
-    fn elements(&mut self, sets: Vec<Vec<Change>>) {
-        for changes in sets {
-            let mut changes = changes.into_iter().peekable();
-            while changes.peek().is_some() {
-                if self.room == 0 {
-                    self.done.push(Transaction::default());
-                    self.room = self.max;
-                }
-                let mut part = Vec::new();
-                // An interval without its end would hold everything above it: both go
-                // into one transaction, and the end is next in the order of keys.
-                let closes =
-                    |change: &Change| change.new.as_ref().is_some_and(|new| new.interval_end);
-                while let Some(change) = changes.next_if(|change| self.room > 0 || closes(change)) {
-                    self.room = self.room.saturating_sub(change.operations());
-                    part.push(change);
-                }
-                self.push(part);
+    /// Elements that come or are replaced.
+    fn come(&mut self, set: &(TableId, Name), changes: Vec<Change>) {
+        // An interval without its end would hold everything above it: both go
+        // into one transaction, and the end is next in the order of keys.
+        let closes = |change: &Change| change.new.interval_end;
+        let cost = |change: &Change| 1 + usize::from(change.old.is_some());
+        self.split(changes, closes, cost, |operations, changes| {
+            let mut deleted = Vec::new();
+            let mut added = Vec::with_capacity(changes.len());
+            for Change { key, old, new } in changes {
+                deleted.extend(old.map(|old| (key.clone(), old)));
+                added.push((key, new));
             }
-        }
+            push(operations, set, deleted, delete);
+            push(operations, set, added, add);
+        });
     }
 
-    /// Appends changes of one set.
-    fn push(&mut self, changes: Vec<Change>) {
-        let Some(first) = changes.first() else { return };
-        let (table, set) = (first.table.clone(), first.set.clone());
-        let mut deleted = Vec::new();
-        let mut added = Vec::new();
-        for change in changes {
-            deleted.extend(change.old.map(|old| (change.key.clone(), old)));
-            added.extend(change.new.map(|new| (change.key, new)));
+    /// Elements that go.
+    fn go(&mut self, set: &(TableId, Name), elements: Elements) {
+        self.split(
+            elements,
+            |_| false,
+            |_| 1,
+            |operations, part| push(operations, set, part, delete),
+        );
+    }
+
+    /// Hands the items over in parts for which there is room, each to be appended to the
+    /// operations of one transaction. What `closes` stays with the item before it.
+    fn split<T>(
+        &mut self,
+        items: Vec<T>,
+        closes: impl Fn(&T) -> bool,
+        cost: impl Fn(&T) -> usize,
+        append: impl Fn(&mut Vec<Operation>, Vec<T>),
+    ) {
+        let mut items = items.into_iter().peekable();
+        while items.peek().is_some() {
+            if self.room == 0 {
+                self.done.push(Transaction::default());
+                self.room = self.max;
+            }
+            let mut part = Vec::with_capacity(items.len().min(self.room + 1));
+            while let Some(item) = items.next_if(|item| self.room > 0 || closes(item)) {
+                self.room = self.room.saturating_sub(cost(&item));
+                part.push(item);
+            }
+            let last = self.done.last_mut().expect("never empty");
+            append(&mut last.operations, part);
         }
-        let last = self.done.last_mut().expect("never empty");
-        if !deleted.is_empty() {
-            last.operations.push(Operation::DeleteElements {
-                table: table.clone(),
-                set: set.clone(),
-                elements: deleted,
-            });
-        }
-        if !added.is_empty() {
-            last.operations.push(Operation::AddElements {
-                table,
-                set,
-                elements: added,
-            });
-        }
+    }
+}
+
+fn push(
+    operations: &mut Vec<Operation>,
+    (table, set): &(TableId, Name),
+    elements: Elements,
+    operation: fn(TableId, Name, Elements) -> Operation,
+) {
+    if !elements.is_empty() {
+        operations.push(operation(table.clone(), set.clone(), elements));
+    }
+}
+
+const fn add(table: TableId, set: Name, elements: Elements) -> Operation {
+    Operation::AddElements {
+        table,
+        set,
+        elements,
+    }
+}
+
+const fn delete(table: TableId, set: Name, elements: Elements) -> Operation {
+    Operation::DeleteElements {
+        table,
+        set,
+        elements,
     }
 }
