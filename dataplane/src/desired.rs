@@ -15,7 +15,8 @@ use crate::transaction::{Transaction, TransactionBuilder};
 pub struct Desired {
     ruleset: Ruleset,
     before: BTreeMap<TableId, Before>,
-    /// What the kernel holds, where that is not what was applied.
+    /// What the kernel holds, where that is not what was applied: the whole of it is then
+    /// compared, and what is touched need not be noted.
     observed: Option<Ruleset>,
 }
 
@@ -105,23 +106,27 @@ impl Desired {
     /// # Panics
     /// Where the set is not wanted, see [`Desired::set`].
     pub fn insert(&mut self, table: &TableId, set: &Name, key: Key, element: Element) {
+        let is_noted = self.observed.is_none();
         let (desired, before) = self.parts(table);
-        let elements = &mut desired
-            .sets
-            .get_mut(set)
-            .expect("the set is wanted")
-            .elements;
-        let old = elements.insert(key.clone(), element);
-        touch(before, set, key, old);
+        let wanted = desired.sets.get_mut(set).expect("the set is wanted");
+        if is_noted {
+            let old = wanted.elements.insert(key.clone(), element);
+            touch(before, set, key, old);
+        } else {
+            wanted.elements.insert(key, element);
+        }
     }
 
     /// Does not want the element.
     pub fn remove(&mut self, table: &TableId, set: &Name, key: &Key) {
+        let is_noted = self.observed.is_none();
         let (desired, before) = self.parts(table);
         let Some(wanted) = desired.sets.get_mut(set) else {
             return;
         };
-        if let Some(old) = wanted.elements.remove(key) {
+        if let Some(old) = wanted.elements.remove(key)
+            && is_noted
+        {
             touch(before, set, key.clone(), Some(old));
         }
     }

@@ -153,11 +153,14 @@ impl<K: Kernel> Owner<K> {
                 self.delete(kind, &key);
             }
             Event::Reset(kind, objects) => {
-                let live: BTreeSet<_> = objects.iter().map(Object::key).collect();
-                for key in self.keys(kind) {
-                    if !live.contains(&key) {
-                        self.delete(kind, &key);
-                    }
+                let mut gone: BTreeSet<_> = self.keys(kind).into_iter().collect();
+                if !gone.is_empty() {
+                    objects.iter().for_each(|object| {
+                        gone.remove(&object.key());
+                    });
+                }
+                for key in &gone {
+                    self.delete(kind, key);
                 }
                 self.invalid.retain(|(of, _), _| *of != kind);
                 for object in objects {

@@ -36,7 +36,9 @@ impl Changes {
         let mut goes = Vec::new();
         let mut deleted = self.deleted.into_iter().peekable();
         for (key, new) in self.added {
-            goes.extend(std::iter::from_fn(|| deleted.next_if(|(old, _)| *old < key)));
+            goes.extend(std::iter::from_fn(|| {
+                deleted.next_if(|(old, _)| *old < key)
+            }));
             let old = deleted.next_if(|(old, _)| *old == key);
             let old = old.map(|(_, element)| element);
             comes.push(Change { key, old, new });
