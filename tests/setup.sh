@@ -19,6 +19,7 @@ PACKAGES=(
     containerd=containerd
     ctr=containerd
     ip=iproute2
+    iptables=iptables
     nft=nftables
     nsenter=util-linux
     ping=iputils-ping

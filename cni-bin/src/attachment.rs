@@ -145,13 +145,23 @@ impl Records {
 
     /// All attachments that have a readable record, sorted by key.
     pub fn list(&self) -> Result<Vec<Attachment>, RecordError> {
-        // One that vanishes meanwhile, or is damaged, concerns no other.
-        let paths = self.files("json")?;
-        let read = |path| fs::read(path).unwrap_or_default();
-        let mut attachments: Vec<Attachment> = paths
-            .into_iter()
-            .filter_map(|path| serde_json::from_slice(&read(path)).ok())
-            .collect();
+        let mut attachments: Vec<Attachment> = Vec::new();
+        for path in self.files("json")? {
+            match fs::read(&path) {
+                // One that is damaged concerns no other.
+                Ok(content) => attachments.extend(serde_json::from_slice::<Attachment>(&content)),
+                // One that vanishes meanwhile neither.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                // But one that cannot be read may be anybody's.
+                Err(source) => {
+                    return Err(RecordError::Io {
+                        action: "read",
+                        path,
+                        source,
+                    });
+                }
+            }
+        }
         attachments.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(attachments)
     }

@@ -128,7 +128,7 @@ impl From<NatError> for Error {
             NatError::Busy(_) => Code::TryAgain,
             NatError::Records(error) => return error.into(),
             NatError::Sysctl(error) => return error.into(),
-            NatError::Kernel(_) | NatError::Commit { .. } => Code::Kernel,
+            NatError::Link(_) | NatError::Kernel(_) | NatError::Commit { .. } => Code::Kernel,
         };
         Self::new(code, error.to_string())
     }

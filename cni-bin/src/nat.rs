@@ -25,6 +25,7 @@ use nix::ifaddrs::getifaddrs;
 
 use crate::attachment::{RecordError, Records};
 use crate::link;
+use crate::netlink::NetlinkError;
 use crate::sysctl::{self, SysctlError};
 
 /// Why hostPorts or masquerading could not be had.
@@ -61,6 +62,9 @@ pub enum NatError {
     /// The records cannot be read.
     #[error(transparent)]
     Records(#[from] RecordError),
+    /// Whether an attachment has its port cannot be told.
+    #[error(transparent)]
+    Link(#[from] NetlinkError),
     /// The kernel cannot be asked.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -164,16 +168,18 @@ impl NodeLock {
             let opened = self.records.open(&attachment.key, Duration::ZERO);
             matches!(opened, Err(RecordError::Busy { .. }))
         };
-        link::index(&attachment.host_ifname).is_some() || is_locked()
+        link::exists(&attachment.host_ifname).unwrap_or(true) || is_locked()
     }
 
     /// Makes the kernel hold what the attachments want whose ports exist. For nodes without
     /// an agent.
     pub fn write(&self) -> Result<(), NatError> {
-        let mut attachments = self.records.list()?;
-        attachments.retain(|attachment| {
-            concerns(attachment) && link::index(&attachment.host_ifname).is_some()
-        });
+        let mut attachments = Vec::new();
+        for attachment in self.records.list()? {
+            if concerns(&attachment) && link::exists(&attachment.host_ifname)? {
+                attachments.push(attachment);
+            }
+        }
         let mut kernel = Nftables::open()?;
         let (observed, is_shared) = match kernel.dump_part(&INET, &standalone::part())? {
             Some((table, is_shared)) => (Some(table), is_shared),

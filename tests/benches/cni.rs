@@ -72,6 +72,14 @@ struct Side {
     bridge: &'static str,
 }
 
+/// What a node of the reference plugins has to be told for what ours does in one: their
+/// portmap is called after bridge, with its result.
+struct Translated {
+    ours: Side,
+    bridge: Side,
+    portmap: Side,
+}
+
 struct Bench {
     ours: Side,
     reference: Side,
@@ -145,6 +153,14 @@ impl Bench {
             "<= 1.3",
             "one RTM_DELLINK of such a pair",
         );
+        let (ours, theirs) = self.translated(rounds.single)?;
+        row(
+            "ADD with ipMasq and a hostPort",
+            ours,
+            theirs,
+            "<= 1/30",
+            "bridge + ipMasq + portmap",
+        );
         let (ours, theirs) = self.parallel(rounds.parallel)?;
         let work = format!("{PARALLEL} ADDs at once, no bridge yet");
         row(&work, ours, theirs, "<= 1/4", "bridge + host-local");
@@ -205,6 +221,39 @@ impl Bench {
         Ok(())
     }
 
+    /// With masquerading and a hostPort; no agent, so the plugin writes the rules itself.
+    fn translated(&self, rounds: usize) -> Result<(Duration, Duration)> {
+        let pod = NetNs::create("pod")?;
+        let both = json!({
+            "ipMasq": true,
+            "capabilities": {"portMappings": true},
+            "runtimeConfig": {"portMappings": [
+                {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
+        });
+        let sides = Translated {
+            ours: self.ours.with(&both),
+            bridge: self.reference.with(&json!({"ipMasq": true})),
+            portmap: Side {
+                program: Path::new(programs::REFERENCE_PLUGINS).join("portmap"),
+                ..self.reference.with(&both)
+            },
+        };
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for round in 0..rounds {
+            let id = format!("m{round}");
+            self.with_bridge(&self.reference)?;
+            let (result, first) = sides.bridge.call("ADD", &id, pod.path())?;
+            let portmap = sides.portmap.with(&json!({"prevResult": result}));
+            theirs.push(first + portmap.call("ADD", &id, pod.path())?.1);
+            portmap.call("DEL", &id, pod.path())?;
+            sides.bridge.call("DEL", &id, pod.path())?;
+            self.with_bridge(&self.ours)?;
+            ours.push(sides.ours.call("ADD", &id, pod.path())?.1);
+            sides.ours.call("DEL", &id, pod.path())?;
+        }
+        Ok((median(ours), median(theirs)))
+    }
+
     /// Many pods at once on a node that had none.
     fn parallel(&self, rounds: usize) -> Result<(Duration, Duration)> {
         let pods = (0..PARALLEL)
@@ -240,6 +289,19 @@ struct Single {
 }
 
 impl Side {
+    /// The same with further keys.
+    fn with(&self, keys: &Value) -> Self {
+        let mut conf = self.conf.clone();
+        for (key, value) in keys.as_object().into_iter().flatten() {
+            conf[key] = value.clone();
+        }
+        Self {
+            program: self.program.clone(),
+            conf,
+            bridge: self.bridge,
+        }
+    }
+
     /// Runs the plugin to its end: what it printed, and how long it took.
     fn call(&self, verb: &str, id: &str, netns: &Path) -> Result<(Value, Duration)> {
         let started = Instant::now();
@@ -251,6 +313,7 @@ impl Side {
     fn start(&self, verb: &str, id: &str, netns: &Path) -> Result<Child> {
         let mut child = Command::new(&self.program)
             .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", id)
             .env("CNI_NETNS", netns)

@@ -3,7 +3,6 @@
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::Duration;
 
 use dataplane::attachment::{Attachment, AttachmentKey, IpamPlugin, MacAddr, Mode, PodRef, Undo};
 use ipam::{Allocation, Claim, Store};
@@ -13,8 +12,7 @@ use serde_json::Value;
 use super::made::{Leases, Made};
 use super::{Address, Endpoint, Plan};
 use crate::attachment::{Record, Records};
-use crate::command::leases::release;
-use crate::command::teardown::remove_link;
+use crate::command::teardown::{Configured, tear_down};
 use crate::command::{LOCK_TIMEOUT, owner};
 use crate::delegate::Delegate;
 use crate::link;
@@ -46,12 +44,12 @@ impl Plan<'_> {
 
     /// Reserves the addresses and writes the record.
     fn reserve(&self, made: &mut Made<'_>, pod: Option<PodRef>) -> Result<Endpoint, Error> {
+        let records = Records::beside(&self.document.agent_socket);
+        self.clear_remains(&made.key, &records)?;
         match (&self.document.ipam, &self.config.pool) {
-            (Ipam::Plugin(name), _) => self.ask_plugin(name, made, pod),
-            (_, Some(pool)) => self.claim(pool, made, pod),
+            (Ipam::Plugin(name), _) => self.ask_plugin(name, &records, made, pod),
+            (_, Some(pool)) => self.claim(pool, &records, made, pod),
             (_, None) => {
-                let records = Records::beside(&self.document.agent_socket);
-                self.clear_remains(&made.key, &records, || Ok(()))?;
                 let attachment = self.attachment(made, &[], pod);
                 nat::check_families(&attachment)?;
                 made.record = Some(self.record(&records, &attachment)?);
@@ -71,6 +69,7 @@ impl Plan<'_> {
     fn claim(
         &self,
         pool: &Pool,
+        records: &Records,
         made: &mut Made<'_>,
         pod: Option<PodRef>,
     ) -> Result<Endpoint, Error> {
@@ -80,17 +79,13 @@ impl Plan<'_> {
         };
         let store = Store::new(&self.document.data_dir, &self.document.network);
         let locked = store.lock(LOCK_TIMEOUT)?;
-        let records = Records::beside(&self.document.agent_socket);
         let (network, boot) = (&self.document.network, self.boot.as_deref());
-        free_dead_leases(&locked, &records, network, boot)?;
-        self.clear_remains(&made.key, &records, || {
-            Ok(locked.free_all_of(&owner(&made.key)).map(drop)?)
-        })?;
+        free_dead_leases(&locked, records, network, boot)?;
         let claim = Claim {
             owner: &owner(&made.key),
             sets: &pool.ranges,
             requested: &pool.requested,
-            in_use: &|ip| in_use(&records, ip),
+            in_use: &|ip| in_use(records, ip),
         };
         let allocations = claim.run(&locked)?;
         let ips: Vec<IpAddr> = allocations.iter().map(|one| one.ip).collect();
@@ -98,7 +93,7 @@ impl Plan<'_> {
         let addresses: Vec<Address> = allocations.iter().map(Address::from).collect();
         let attachment = self.attachment(made, &addresses, pod);
         nat::check_families(&attachment)?;
-        made.record = Some(self.record(&records, &attachment)?);
+        made.record = Some(self.record(records, &attachment)?);
         let routes = self.routes(&pool.routes, &addresses)?;
         Ok(Endpoint {
             attachment,
@@ -113,15 +108,12 @@ impl Plan<'_> {
     fn ask_plugin(
         &self,
         name: &str,
+        records: &Records,
         made: &mut Made<'_>,
         pod: Option<PodRef>,
     ) -> Result<Endpoint, Error> {
-        let records = Records::beside(&self.document.agent_socket);
-        self.clear_remains(&made.key, &records, || {
-            release(self.document, self.environment, &made.key, None).map(drop)
-        })?;
         let unaddressed = self.attachment(made, &[], pod.clone());
-        made.record = Some(self.record(&records, &unaddressed)?);
+        made.record = Some(self.record(records, &unaddressed)?);
         let delegate = Delegate::find(name, self.document, self.environment)?;
         made.leases = Leases::Plugin;
         let answer = delegate.add()?;
@@ -200,28 +192,26 @@ impl Plan<'_> {
         }
     }
 
-    /// An attachment of the same name: refused if it is alive, cleared away if it is what
-    /// a killed ADD or a lost namespace left. `free` frees its leases.
-    fn clear_remains(
-        &self,
-        key: &AttachmentKey,
-        records: &Records,
-        free: impl FnOnce() -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let name = key.host_ifname();
-        let has_link = link::exists(&name)?;
-        let record = records.open(key, Duration::ZERO)?;
+    /// An attachment of the same name: refused if it is alive, undone if it is what a
+    /// killed ADD or a lost namespace left. Before any lock is taken: undoing takes them
+    /// itself.
+    fn clear_remains(&self, key: &AttachmentKey, records: &Records) -> Result<(), Error> {
+        let has_link = link::exists(&key.host_ifname())?;
+        let record = records.open(key, LOCK_TIMEOUT)?;
         if has_link && !record.as_ref().is_some_and(Record::is_unfinished) {
             let message = format!("attachment {key} exists already: DEL it first");
             return Err(Error::new(Code::Exists, message));
         }
-        if let Some(record) = record {
-            remove_link(&name)?;
-            remove_link(&key.ifb_name())?;
-            free()?;
-            record.remove()?;
+        if record.is_none() {
+            return Ok(());
         }
-        Ok(())
+        let configured = Configured {
+            document: self.document,
+            environment: self.environment,
+            netns: None,
+        };
+        let socket = &self.document.agent_socket;
+        Error::collect(tear_down(socket, Some(configured), key, record).errors)
     }
 
     /// The pod's routes, each with its next hop.
