@@ -10,6 +10,7 @@ use dataplane::attachment::records_dir;
 use dataplane::kernel::Kernel;
 use dataplane::netlink::Nftables;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,9 +18,9 @@ use tokio_util::task::TaskTracker;
 use crate::addresses::AddressWatch;
 use crate::admin::Socket;
 use crate::args::Run;
+use crate::complaint::Complaints;
 use crate::config::Config;
 use crate::config::services::ServiceConfig;
-use crate::conntrack;
 use crate::health::Health;
 use crate::owner::{Owner, Settings};
 use crate::reaper::Reaper;
@@ -28,6 +29,7 @@ use crate::runtime::{self, Mail, Outlets, Periods};
 use crate::source::kubernetes::{self, Access, Watches};
 use crate::source::manifests::ManifestDir;
 use crate::source::manifests::watch::{ManifestWatch, POLL_INTERVAL};
+use crate::{conntrack, events};
 use crate::{health_check, http, loopback};
 
 /// Events between the watches and the owner; more than that delays the watches.
@@ -86,6 +88,7 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
         };
         let outlets = Outlets::default();
         let news = outlets.services.subscribe();
+        let complaints = outlets.complaints.subscribe();
         let (mail, thread) = runtime::start(owner, manifests, health.clone(), periods, outlets)
             .context("cannot start the owner's thread")?;
         let reaper = Reaper::start(&arguments.socket, arguments.reap_interval)
@@ -95,7 +98,7 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
         let health_checks = health_check::serve(news.clone(), health.clone(), mail.clone());
         let loopback = loopback::serve(news, mail.clone());
         let mut result = tokio::select! {
-            result = serve(arguments, &services, socket, health, &mail, &reaper) => result,
+            result = serve(arguments, &services, socket, health, complaints, &mail, &reaper) => result,
             () = health_checks => Err(anyhow!("the server of health checks has ended")),
             () = loopback => Err(anyhow!("the listener on node ports has ended")),
             () = follow => Err(anyhow!("the kernel tells no more of the node's addresses")),
@@ -117,6 +120,7 @@ async fn serve(
     services: &ServiceConfig,
     socket: Socket,
     health: Health,
+    complaints: watch::Receiver<Complaints>,
     mail: &Sender<Mail>,
     reaper: &Reaper,
 ) -> anyhow::Result<()> {
@@ -129,7 +133,7 @@ async fn serve(
         ManifestWatch::start(folder, POLL_INTERVAL, move || drop(mail.send(Mail::Rescan)))
     });
     if watch.is_none() {
-        start_watches(arguments, mail, &tasks, &cancel).await?;
+        start_watches(arguments, mail, complaints, &tasks, &cancel).await?;
     }
 
     let mut servers = JoinSet::new();
@@ -200,6 +204,7 @@ async fn watch_conntrack(health: Health) -> std::io::Result<()> {
 async fn start_watches(
     arguments: &Run,
     mail: &Sender<Mail>,
+    complaints: watch::Receiver<Complaints>,
     tasks: &TaskTracker,
     cancel: &CancellationToken,
 ) -> anyhow::Result<()> {
@@ -209,6 +214,8 @@ async fn start_watches(
     };
     let client = kubernetes::client(&access).await?;
     let (sender, mut events) = tokio::sync::mpsc::channel(EVENTS);
+    let report = events::report(client.clone(), arguments.node_name.clone(), complaints);
+    tasks.spawn(cancel.clone().run_until_cancelled_owned(report));
     // What the watches say of themselves is in their log.
     let _states = Watches::start(client, sender, tasks, cancel.clone());
     let mail = mail.clone();

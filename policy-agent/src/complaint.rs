@@ -1,15 +1,22 @@
 //! What needs a person: shown by `status` and, in a cluster, told as an Event of its object.
 
+use std::collections::BTreeSet;
+
 use proxy::model::ObjectKey;
 
 use crate::event::Kind;
 use crate::owner::Problem;
+
+/// Everything that is wrong.
+pub type Complaints = BTreeSet<Complaint>;
 
 /// Something that is wrong.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Complaint {
     /// The object; `None`: it is about this node.
     pub about: Option<(Kind, ObjectKey)>,
+    /// UID of the object, where it is known.
+    pub uid: Option<String>,
     /// Why, in one word, for those who filter Events.
     pub reason: &'static str,
     /// What is wrong and what to do.
@@ -21,6 +28,7 @@ impl Complaint {
     pub fn of_service(key: &ObjectKey, reason: &'static str, message: String) -> Self {
         Self {
             about: Some((Kind::Service, key.clone())),
+            uid: None,
             reason,
             message,
         }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use proxy::model::{EndpointSlice, ObjectKey, Service};
 
-use crate::model::{ClusterNetworkPolicy, Namespace, NetworkPolicy, Node, Pod};
+use crate::model::{ClusterNetworkPolicy, Namespace, NetworkPolicy, Node, Pod, ServiceCidr};
 
 /// The kinds of objects that a source feeds.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -24,11 +24,13 @@ pub enum Kind {
     NetworkPolicy,
     /// `policy.networking.k8s.io/v1alpha2` ClusterNetworkPolicy.
     ClusterNetworkPolicy,
+    /// `networking.k8s.io/v1` ServiceCIDR.
+    ServiceCidr,
 }
 
 impl Kind {
     /// Every kind, in the order in which a source may deliver them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
@@ -36,14 +38,25 @@ impl Kind {
         Self::EndpointSlice,
         Self::NetworkPolicy,
         Self::ClusterNetworkPolicy,
+        Self::ServiceCidr,
     ];
 
     /// Whether objects of the kind live in a namespace.
     pub fn is_namespaced(self) -> bool {
         !matches!(
             self,
-            Self::Namespace | Self::Node | Self::ClusterNetworkPolicy
+            Self::Namespace | Self::Node | Self::ClusterNetworkPolicy | Self::ServiceCidr
         )
+    }
+
+    /// `apiVersion` of its objects.
+    pub const fn api_version(self) -> &'static str {
+        match self {
+            Self::Namespace | Self::Node | Self::Pod | Self::Service => "v1",
+            Self::EndpointSlice => "discovery.k8s.io/v1",
+            Self::NetworkPolicy | Self::ServiceCidr => "networking.k8s.io/v1",
+            Self::ClusterNetworkPolicy => "policy.networking.k8s.io/v1alpha2",
+        }
     }
 }
 
@@ -64,6 +77,8 @@ pub enum Object {
     NetworkPolicy(NetworkPolicy),
     /// A policy of the cluster.
     ClusterNetworkPolicy(ClusterNetworkPolicy),
+    /// Ranges of cluster IPs.
+    ServiceCidr(ServiceCidr),
 }
 
 /// A change of the desired state.
@@ -101,6 +116,7 @@ impl fmt::Display for Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::NetworkPolicy => "NetworkPolicy",
             Self::ClusterNetworkPolicy => "ClusterNetworkPolicy",
+            Self::ServiceCidr => "ServiceCIDR",
         })
     }
 }
@@ -116,6 +132,7 @@ impl Object {
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::NetworkPolicy(_) => Kind::NetworkPolicy,
             Self::ClusterNetworkPolicy(_) => Kind::ClusterNetworkPolicy,
+            Self::ServiceCidr(_) => Kind::ServiceCidr,
         }
     }
 
@@ -133,7 +150,12 @@ impl Object {
                 let policy = ClusterNetworkPolicy::unreadable(&key.name, reason);
                 Some(Self::ClusterNetworkPolicy(policy))
             }
-            Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::EndpointSlice => None,
+            Kind::Namespace
+            | Kind::Node
+            | Kind::Pod
+            | Kind::Service
+            | Kind::EndpointSlice
+            | Kind::ServiceCidr => None,
         }
     }
 
@@ -147,6 +169,7 @@ impl Object {
             Self::EndpointSlice(slice) => slice.key.clone(),
             Self::NetworkPolicy(policy) => policy.key.clone(),
             Self::ClusterNetworkPolicy(policy) => ObjectKey::new("", &policy.name),
+            Self::ServiceCidr(cidr) => ObjectKey::new("", &cidr.name),
         }
     }
 }

@@ -28,6 +28,8 @@ pub struct Index {
     pub policies: BTreeMap<ObjectKey, NetworkPolicy>,
     /// Policies of the cluster by name.
     pub cluster_policies: BTreeMap<String, ClusterNetworkPolicy>,
+    /// Ranges of cluster IPs, by the name of their ServiceCIDR.
+    pub service_cidrs: BTreeMap<String, Vec<ipnet::IpNet>>,
     /// Keys of the Services; the objects are the proxy's.
     pub services: BTreeSet<ObjectKey>,
     /// Name of the Service of each EndpointSlice; the objects are the proxy's.

@@ -30,6 +30,7 @@ pub mod event;
 pub mod explain;
 #[cfg(test)]
 pub(crate) mod fixture;
+pub mod events;
 pub mod health;
 pub mod health_check;
 pub mod http;

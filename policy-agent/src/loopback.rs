@@ -53,6 +53,7 @@ pub async fn serve(mut news: watch::Receiver<ServiceNews>, mail: Sender<Mail>) {
             .iter()
             .map(|(address, error)| Complaint {
                 about: None,
+                uid: None,
                 reason: REASON,
                 message: format!(
                     "node port {} cannot be served on {address}: {error}; end what listens there",

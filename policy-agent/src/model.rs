@@ -48,6 +48,15 @@ pub struct Node {
     pub terminating: bool,
 }
 
+/// A `networking.k8s.io/v1` ServiceCIDR.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServiceCidr {
+    /// Name.
+    pub name: String,
+    /// `spec.cidrs`: prefixes that cluster IPs are allocated from.
+    pub ranges: Vec<ipnet::IpNet>,
+}
+
 /// A container port, for named ports.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct ContainerPort {

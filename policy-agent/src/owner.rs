@@ -234,6 +234,10 @@ impl<K: Kernel> Owner<K> {
                 self.index.cluster_policies.insert(name.clone(), policy);
                 self.policies.cluster_policy_changed(name);
             }
+            Object::ServiceCidr(cidr) => {
+                self.index.service_cidrs.insert(cidr.name, cidr.ranges);
+                self.service_cidrs_changed();
+            }
         }
     }
 
@@ -277,6 +281,10 @@ impl<K: Kernel> Owner<K> {
                     self.policies.cluster_policy_changed(key.name.clone());
                 }
             }
+            Kind::ServiceCidr => {
+                self.index.service_cidrs.remove(&key.name);
+                self.service_cidrs_changed();
+            }
         }
     }
 
@@ -298,6 +306,7 @@ impl<K: Kernel> Owner<K> {
                 let names = self.index.cluster_policies.keys();
                 names.map(unnamespaced).collect()
             }
+            Kind::ServiceCidr => self.index.service_cidrs.keys().map(unnamespaced).collect(),
         }
     }
 

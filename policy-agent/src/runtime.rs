@@ -3,7 +3,7 @@
 //! Commits block for as long as the kernel takes, up to a tenth of a second for a cold
 //! start, so the owner has a thread of its own beside the asynchronous tasks that feed it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use proxy::{NodePortEndpoints, ServiceStatus};
 use tokio::sync::{oneshot, watch};
 
 use crate::addresses::HostAddresses;
-use crate::complaint::Complaint;
+use crate::complaint::{Complaint, Complaints};
 use crate::event::Event;
 use crate::health::Health;
 use crate::owner::{Owner, PolicyStatus, Problem, ServiceNews, Status};
@@ -143,7 +143,7 @@ pub struct Outlets {
     /// Published after each sync that changes it.
     pub services: watch::Sender<ServiceNews>,
     /// Everything that is wrong.
-    pub complaints: watch::Sender<BTreeSet<Complaint>>,
+    pub complaints: watch::Sender<Complaints>,
 }
 
 /// How often to sync.
@@ -433,7 +433,7 @@ impl<K: Kernel> Runtime<K> {
     }
 
     fn tell_complaints(&self) {
-        let all = self.complaints.values().flatten().cloned().collect();
+        let all: Complaints = self.complaints.values().flatten().cloned().collect();
         publish(&self.outlets.complaints, all);
     }
 

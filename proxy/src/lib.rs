@@ -285,6 +285,12 @@ impl Proxy {
             Some(self.status(service, &entry.slices))
         })
     }
+
+    /// UID of a Service that has one.
+    pub fn uid(&self, service: &ObjectKey) -> Option<&str> {
+        let service = self.index.get(service)?.service.as_ref()?;
+        Some(&*service.uid).filter(|uid| !uid.is_empty())
+    }
 }
 
 #[cfg(test)]

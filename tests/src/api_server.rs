@@ -7,7 +7,7 @@
 //! the suites has a label that the agent leaves out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
@@ -22,7 +22,7 @@ use crate::netns::NetNs;
 const POLL: Duration = Duration::from_millis(5);
 
 /// Kind, path and `apiVersion`.
-const RESOURCES: [(&str, &str, &str); 7] = [
+const RESOURCES: [(&str, &str, &str); 8] = [
     ("Namespace", "/api/v1/namespaces", "v1"),
     ("Node", "/api/v1/nodes", "v1"),
     ("Pod", "/api/v1/pods", "v1"),
@@ -41,6 +41,11 @@ const RESOURCES: [(&str, &str, &str); 7] = [
         "ClusterNetworkPolicy",
         "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies",
         "policy.networking.k8s.io/v1alpha2",
+    ),
+    (
+        "ServiceCIDR",
+        "/apis/networking.k8s.io/v1/servicecidrs",
+        "networking.k8s.io/v1",
     ),
 ];
 
@@ -74,6 +79,8 @@ struct State {
     failing: BTreeSet<String>,
     /// How often each kind was listed.
     lists: BTreeMap<String, usize>,
+    /// Events and changes of Events, in the order in which they were written.
+    events: Vec<Value>,
     presence: Presence,
 }
 
@@ -210,6 +217,11 @@ impl ApiServer {
         self.state().lists.get(kind).copied().unwrap_or_default()
     }
 
+    /// The Events that were written, and what was changed of them, in order.
+    pub fn events(&self) -> Vec<Value> {
+        self.state().events.clone()
+    }
+
     fn record(&self, mut state: MutexGuard<'_, State>, kind: String, event: Value) {
         let version = state.version;
         state.history.push((version, kind, event));
@@ -286,10 +298,25 @@ fn serve(shared: &Shared, stream: TcpStream) -> Result<()> {
     let mut request = String::new();
     reader.read_line(&mut request)?;
     let mut header = String::new();
+    let mut length = 0;
     while reader.read_line(&mut header)? > 2 {
+        if let Some((name, value)) = header.split_once(':')
+            && name.eq_ignore_ascii_case("content-length")
+        {
+            length = value.trim().parse()?;
+        }
         header.clear();
     }
-    let target = request.split(' ').nth(1).unwrap_or_default();
+    let mut words = request.split(' ');
+    let (method, target) = (
+        words.next().unwrap_or_default(),
+        words.next().unwrap_or_default(),
+    );
+    if method != "GET" {
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body)?;
+        return write_event(shared, stream, target, &body);
+    }
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let query: BTreeMap<_, _> = query.split('&').filter_map(|p| p.split_once('=')).collect();
     let Some((kind, _, api)) = RESOURCES.iter().find(|(_, of, _)| *of == path) else {
@@ -302,6 +329,16 @@ fn serve(shared: &Shared, stream: TcpStream) -> Result<()> {
         .get("resourceVersion")
         .and_then(|text| text.parse().ok());
     watch(shared, stream, kind, version.unwrap_or_default())
+}
+
+/// Takes what is written of Events, the only objects that the agent writes.
+fn write_event(shared: &Shared, stream: TcpStream, target: &str, body: &[u8]) -> Result<()> {
+    if !target.starts_with("/apis/events.k8s.io/v1/namespaces/") {
+        return answer(stream, 404, &status(404, "no such path"));
+    }
+    let event: Value = serde_json::from_slice(body)?;
+    shared.state().events.push(event.clone());
+    answer(stream, 201, &event)
 }
 
 fn list(shared: &Shared, stream: TcpStream, kind: &str, api: &str) -> Result<()> {

@@ -131,6 +131,11 @@ impl ServiceProgress {
 }
 
 impl<K: Kernel> Owner<K> {
+    pub(super) fn service_cidrs_changed(&mut self) {
+        let cidrs = self.index.service_cidrs.values().flatten();
+        self.proxy.set_service_cidrs(cidrs.copied());
+    }
+
     /// Settings of the proxy. To be called before the first sync.
     pub fn configure_services(&mut self, config: &ServiceConfig) {
         self.proxy.set_config(ProxyConfig {
@@ -197,15 +202,17 @@ impl<K: Kernel> Owner<K> {
             }
             no_local.internal += usize::from(drops[0]);
             no_local.external += usize::from(drops[1]);
-            let key = &service.key;
-            let problems = service.problems.into_iter();
-            complaints.extend(
-                problems.map(|problem| Complaint::of_service(key, "ServiceNotServed", problem)),
-            );
+            for problem in service.problems {
+                let mut complaint =
+                    Complaint::of_service(&service.key, "ServiceNotServed", problem);
+                complaint.uid = self.proxy.uid(&service.key).map(str::to_owned);
+                complaints.push(complaint);
+            }
         }
         for (about, reason) in &self.invalid {
             complaints.push(Complaint {
                 about: Some(about.clone()),
+                uid: None,
                 reason: "InvalidObject",
                 message: reason.clone(),
             });
@@ -214,6 +221,7 @@ impl<K: Kernel> Owner<K> {
             for problem in &policy.problems {
                 complaints.push(Complaint {
                     about: Some((Kind::NetworkPolicy, policy.key.clone())),
+                    uid: None,
                     reason: "PolicyPartlyIgnored",
                     message: problem.clone(),
                 });

@@ -17,6 +17,7 @@ mod node;
 mod pod;
 mod selector;
 mod service;
+mod service_cidr;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;

@@ -149,7 +149,8 @@ impl Watches {
                 .clone()
                 .run::<networking::NetworkPolicy>(all.clone()),
         );
-        tasks.spawn(watches.run::<ClusterNetworkPolicy>(all));
+        tasks.spawn(watches.clone().run::<ClusterNetworkPolicy>(all.clone()));
+        tasks.spawn(watches.run::<networking::ServiceCIDR>(all));
         receiver
     }
 
@@ -267,15 +268,21 @@ fn is_expired(error: &watcher::Error) -> bool {
     }
 }
 
-/// Whether the error says that the cluster has no such kind, which may be for kinds of
-/// custom resources only. An API server answers so once it knows what it serves, and 503
+/// Whether the error says that the cluster has no such kind, which may be for custom
+/// resources, and for ServiceCIDRs before Kubernetes 1.33. An API server answers so once it knows what it serves, and 503
 /// before.
 fn is_absent(kind: Kind, error: &watcher::Error) -> bool {
+    const FORBIDDEN: u16 = 403;
     const NOT_FOUND: u16 = 404;
     match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => {
-            kind == Kind::ClusterNetworkPolicy && status.code == NOT_FOUND
+            match kind {
+                Kind::ClusterNetworkPolicy => status.code == NOT_FOUND,
+                // Nothing is open or lost without the ranges: no reason to wait for a right.
+                Kind::ServiceCidr => [NOT_FOUND, FORBIDDEN].contains(&status.code),
+                _ => false,
+            }
         }
         _ => false,
     }

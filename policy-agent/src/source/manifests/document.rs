@@ -222,6 +222,7 @@ impl Reader<'_> {
             Kind::EndpointSlice => typed::<discovery::EndpointSlice>(value),
             Kind::NetworkPolicy => typed::<networking::NetworkPolicy>(value),
             Kind::ClusterNetworkPolicy => typed::<ClusterNetworkPolicy>(value),
+            Kind::ServiceCidr => typed::<networking::ServiceCIDR>(value),
         };
         match result {
             Err(reason) => {
@@ -309,6 +310,7 @@ fn kind_of(api_version: &str, kind: &str) -> Result<Option<Kind>, (Kind, &'stati
             Kind::ClusterNetworkPolicy,
             "policy.networking.k8s.io/v1alpha2",
         ),
+        "ServiceCIDR" => (Kind::ServiceCidr, "networking.k8s.io/v1"),
         _ => return Ok(None),
     };
     let group = |version: &str| version.rsplit_once('/').map(|(group, _)| group.to_owned());
