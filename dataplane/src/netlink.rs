@@ -12,6 +12,7 @@ mod decode;
 mod denials;
 mod dump;
 mod encode;
+mod foreign;
 mod host_port_flows;
 mod marks;
 mod nflog;
@@ -20,6 +21,7 @@ mod tracked;
 mod uapi;
 
 pub use batch::Batch;
+pub use foreign::ForeignChain;
 pub use host_port_flows::HostPortFlows;
 pub use nflog::{LoggedPacket, PacketLog};
 pub use socket::Nftables;

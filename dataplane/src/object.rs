@@ -70,6 +70,10 @@ pub enum Family {
     Inet,
     /// Frames on a bridge.
     Bridge,
+    /// IPv4 alone: tables of others.
+    Ip,
+    /// IPv6 alone: tables of others.
+    Ip6,
 }
 
 impl Family {
@@ -78,6 +82,8 @@ impl Family {
         match self {
             Self::Inet => 1,
             Self::Bridge => 7,
+            Self::Ip => 2,
+            Self::Ip6 => 10,
         }
     }
 
@@ -86,6 +92,8 @@ impl Family {
         match self {
             Self::Inet => "inet",
             Self::Bridge => "bridge",
+            Self::Ip => "ip",
+            Self::Ip6 => "ip6",
         }
     }
 }

@@ -29,8 +29,7 @@ use crate::runtime::{self, Mail, Outlets, Periods};
 use crate::source::kubernetes::{self, Access, Watches};
 use crate::source::manifests::ManifestDir;
 use crate::source::manifests::watch::{ManifestWatch, POLL_INTERVAL};
-use crate::{conntrack, events};
-use crate::{health_check, http, loopback};
+use crate::{conntrack, events, foreign, health_check, http, loopback};
 
 /// Events between the watches and the owner; more than that delays the watches.
 const EVENTS: usize = 1024;
@@ -97,9 +96,11 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
         let follow = addresses.follow(move |now| owner.send(Mail::HostAddresses(now)).is_ok());
         let health_checks = health_check::serve(news.clone(), health.clone(), mail.clone());
         let loopback = loopback::serve(news, mail.clone());
+        let foreign = foreign::watch(mail.clone());
         let mut result = tokio::select! {
             result = serve(arguments, &services, socket, health, complaints, &mail, &reaper) => result,
             () = health_checks => Err(anyhow!("the server of health checks has ended")),
+            () = foreign => Err(anyhow!("the look at the tables of others has ended")),
             () = loopback => Err(anyhow!("the listener on node ports has ended")),
             () = follow => Err(anyhow!("the kernel tells no more of the node's addresses")),
         };

@@ -84,7 +84,15 @@ pub enum Command {
         client: Client,
     },
     /// Remove exactly our own tables. The agent must not be running.
-    Cleanup(Client),
+    Cleanup {
+        /// Remove the tables that kube-proxy has left in nftables mode, and leave ours and a
+        /// running agent alone.
+        #[arg(long)]
+        kube_proxy: bool,
+        #[command(flatten)]
+        #[allow(missing_docs, reason = "clap would show it as help")]
+        client: Client,
+    },
 }
 
 /// Settings of `run`.

@@ -1,5 +1,7 @@
-//! `cleanup`: removes exactly our own tables, as if there had never been an agent.
+//! `cleanup`: removes exactly our own tables, as if there had never been an agent, or
+//! exactly those of kube-proxy.
 
+use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
@@ -9,8 +11,10 @@ use dataplane::diff::diff;
 use dataplane::kernel::Kernel;
 use dataplane::layout;
 use dataplane::netlink::Nftables;
+use dataplane::transaction::{Operation, Transaction};
 
 use crate::args::{Client, Output};
+use crate::foreign::kube_proxy_tables;
 use crate::records;
 
 /// Removes the tables of the network namespace that this runs in, and the socket file, so
@@ -59,6 +63,35 @@ pub fn run(client: &Client) -> anyhow::Result<ExitCode> {
                 println!("kept in table {table}: hostPorts and masquerading of running pods");
             }
         }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Removes the tables that kube-proxy has left in nftables mode. One that runs writes them
+/// again. What it has left in iptables mode lies in tables that others use as well: its own
+/// `--cleanup` removes that.
+///
+/// # Errors
+/// Where the kernel refuses.
+pub fn kube_proxy(client: &Client) -> anyhow::Result<ExitCode> {
+    let mut kernel = Nftables::open()?;
+    let theirs = kube_proxy_tables();
+    let tables = kernel.chains()?.into_iter().map(|chain| chain.table);
+    let present: BTreeSet<_> = tables.filter(|table| theirs.contains(table)).collect();
+    let operations = present
+        .iter()
+        .map(|table| Operation::DeleteTable {
+            table: table.clone(),
+        })
+        .collect();
+    kernel.commit(&Transaction { operations })?;
+    let removed: Vec<_> = present.iter().map(ToString::to_string).collect();
+    match client.output {
+        Output::Json => println!("{}", serde_json::json!({ "removed": removed })),
+        Output::Text if removed.is_empty() => println!("there are no tables of kube-proxy"),
+        Output::Text => removed
+            .iter()
+            .for_each(|table| println!("removed table {table}")),
     }
     Ok(ExitCode::SUCCESS)
 }

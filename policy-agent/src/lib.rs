@@ -27,10 +27,11 @@ pub mod complaint;
 pub mod config;
 pub mod conntrack;
 pub mod event;
+pub mod events;
 pub mod explain;
 #[cfg(test)]
 pub(crate) mod fixture;
-pub mod events;
+pub mod foreign;
 pub mod health;
 pub mod health_check;
 pub mod http;

@@ -44,7 +44,11 @@ fn run() -> anyhow::Result<ExitCode> {
             delete,
             client,
         } => client::plan(&client, &file, delete),
-        Command::Cleanup(client) => cleanup::run(&client),
+        Command::Cleanup {
+            kube_proxy: true,
+            client,
+        } => cleanup::kube_proxy(&client),
+        Command::Cleanup { client, .. } => cleanup::run(&client),
     }
 }
 

@@ -153,7 +153,10 @@ fn apply(snapshot: &mut Snapshot, object: Object, delete: bool) -> bool {
         Object::ClusterNetworkPolicy(policy) => {
             index.cluster_policies.insert(key.name, policy);
         }
-        Object::Node(_) | Object::Service(_) | Object::EndpointSlice(_) => return false,
+        Object::Node(_)
+        | Object::Service(_)
+        | Object::EndpointSlice(_)
+        | Object::ServiceCidr(_) => return false,
     }
     true
 }

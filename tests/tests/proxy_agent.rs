@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use tests::agent::{Agent, http_get};
+use tests::agent::{self, Agent, http_get};
 use tests::inspect::{self, ruleset};
 use tests::netns::NetNs;
 use tests::node::{GATEWAYS, NODE_IPS, NODE_NAME, Node};
@@ -219,5 +219,63 @@ fn settings_of_connection_tracking_are_those_of_kube_proxy() -> Result<()> {
     agent.stop()?;
     let _agent = Agent::start_with(&node, &["--conntrack-tcp-be-liberal"])?;
     assert_eq!(value("be_liberal")?, "1");
+    Ok(())
+}
+
+/// services.md 52, 53, 70.
+#[test]
+fn tables_of_others_are_reported_and_those_of_kube_proxy_removed_on_demand() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    inspect::nft(
+        &node.netns,
+        "add table ip kube-proxy
+        add chain ip kube-proxy services
+        add map ip kube-proxy service-ips { type ipv4_addr . inet_proto . inet_service : verdict; }
+        add chain ip kube-proxy nat-prerouting { type nat hook prerouting priority -100; }
+        add rule ip kube-proxy nat-prerouting jump services
+        add rule ip kube-proxy services ip daddr . ip protocol . th dport vmap @service-ips
+        add table ip6 kube-proxy
+        add chain ip6 kube-proxy services
+        add table ip nat
+        add chain ip nat KUBE-SERVICES
+        add table ip filter
+        add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }",
+    )?;
+    let agent = Agent::start(&node)?;
+    let problems = |present: &[&str], absent: &[&str]| {
+        // The tables are looked at every five seconds.
+        eventually(Duration::from_secs(10), || {
+            let status = agent.verb(&["status"])?;
+            for part in present {
+                ensure!(status.contains(part), "{part} is not in\n{status}");
+            }
+            for part in absent {
+                ensure!(!status.contains(part), "{part} is in\n{status}");
+            }
+            Ok(())
+        })
+    };
+    let foreign = [
+        "table ip filter drops",
+        "table ip nat has kube-proxy's chains",
+    ];
+    let kube_proxy = ["table ip kube-proxy is", "table ip6 kube-proxy is"];
+    problems(&[&foreign[..], &kube_proxy].concat(), &["trammel drops"])?;
+    let cleaned = agent::verb(&node, &["cleanup", "--kube-proxy", "-o", "json"])?;
+    assert!(cleaned.status.success(), "{cleaned:?}");
+    let removed: Value = serde_json::from_str(&cleaned.stdout)?;
+    assert_eq!(
+        removed,
+        json!({"removed": ["ip kube-proxy", "ip6 kube-proxy"]})
+    );
+    let left = ["bridge trammel", "inet trammel", "ip filter", "ip nat"];
+    assert_eq!(inspect::tables(&node.netns)?, left);
+    problems(&foreign, &["kube-proxy is"])?;
+    let again = agent::verb(&node, &["cleanup", "--kube-proxy"])?;
+    assert!(again.status.success(), "{again:?}");
+    assert!(agent.verify()?.status.success());
+    inspect::nft(&node.netns, "delete table ip filter; delete table ip nat")?;
+    problems(&[], &["table ip"])?;
     Ok(())
 }

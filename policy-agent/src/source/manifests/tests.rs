@@ -100,7 +100,8 @@ fn the_first_scan_resets_every_kind_even_where_there_is_nothing() {
             "= Service []",
             "= EndpointSlice []",
             "= NetworkPolicy []",
-            "= ClusterNetworkPolicy []"
+            "= ClusterNetworkPolicy []",
+            "= ServiceCIDR []"
         ]
     );
     assert!(folder.scan().is_empty());
@@ -122,7 +123,9 @@ fn reads_every_document_of_yaml_and_json_and_nested_lists() {
         {"apiVersion": "v1", "kind": "PodList", "items": [
             {"metadata": {"name": "b", "namespace": "x"}}]}
     ]}
-    {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "second"}}"#;
+    {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "second"}}
+    {"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.0.0.0/16", "fd96::/112"]}}"#;
     let yaml = format!(
         "# a comment\n%YAML 1.2\n---\n{}---\n# nothing\n---\n{}...\n--- # one more\n{}---\n{}",
         service("web", "10.0.0.1"),
@@ -146,7 +149,8 @@ fn reads_every_document_of_yaml_and_json_and_nested_lists() {
             "= Service [default/web]",
             "= EndpointSlice [default/s]",
             "= NetworkPolicy [x/p]",
-            "= ClusterNetworkPolicy [/guard]"
+            "= ClusterNetworkPolicy [/guard]",
+            "= ServiceCIDR [/kubernetes]"
         ]
     );
     assert!(folder.problems().is_empty(), "{:?}", folder.problems());

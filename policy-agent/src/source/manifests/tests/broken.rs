@@ -207,7 +207,7 @@ fn a_policy_that_was_never_readable_isolates_its_namespace() {
     assert_eq!(policy_told.ingress.as_deref(), Some(&[][..]));
     assert_eq!(policy_told.egress.as_deref(), Some(&[][..]));
     assert!(policy_told.problems[0].starts_with("spec.podSelector: invalid type"));
-    assert_eq!(brief(&events[7]), "! NetworkPolicy x/p");
+    assert_eq!(brief(&events[Kind::ALL.len()]), "! NetworkPolicy x/p");
     folder.write("p.yaml", &policy("p"));
     assert_eq!(folder.scan(), ["+ NetworkPolicy x/p"]);
     folder.write("p.yaml", &bad);
