@@ -517,6 +517,7 @@ impl<K: Kernel> Owner<K> {
             }
         }
         layout::install(&mut self.desired, self.generation);
+        self.want_inside();
         layout::denials::set(&mut self.desired, self.denials);
         for bridge in self.settings.bridges.clone() {
             self.interfaces.entry(bridge.clone()).or_default();

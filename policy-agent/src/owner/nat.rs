@@ -20,6 +20,8 @@ pub(super) struct NatClaims {
     elements: BTreeMap<(Name, Key), Vec<(AttachmentKey, Element)>>,
     /// The networks outside of which attachments are masqueraded.
     networks: BTreeMap<AttachmentKey, Vec<IpNet>>,
+    /// Those of the cluster: pods of other nodes see who asks, too.
+    pub(super) cluster_cidrs: Vec<IpNet>,
 }
 
 impl<K: Kernel> Owner<K> {
@@ -70,8 +72,10 @@ impl<K: Kernel> Owner<K> {
         }
     }
 
-    fn want_inside(&mut self) {
-        let networks = self.nat.networks.values().flatten().copied();
+    /// Where masqueraded pods keep their addresses.
+    pub(super) fn want_inside(&mut self) {
+        let networks = self.nat.networks.values().flatten();
+        let networks = networks.chain(&self.nat.cluster_cidrs).copied();
         let networks: BTreeSet<_> = networks.collect();
         masquerade::want_inside(&mut self.desired, &networks);
     }

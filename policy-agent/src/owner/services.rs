@@ -147,6 +147,7 @@ impl<K: Kernel> Owner<K> {
         self.service_progress
             .node_port_addresses
             .clone_from(&config.node_port_addresses);
+        self.nat.cluster_cidrs.clone_from(&config.cluster_cidrs);
         self.node_addresses_changed();
     }
 

@@ -7,6 +7,7 @@ mod drift;
 mod endpoints;
 mod generation;
 mod harness;
+mod nat;
 mod objects;
 mod ports;
 mod random;
