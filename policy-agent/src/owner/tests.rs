@@ -5,6 +5,7 @@ mod adoption;
 mod cold_start;
 mod drift;
 mod endpoints;
+mod flows;
 mod generation;
 mod harness;
 mod nat;

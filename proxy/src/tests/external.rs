@@ -401,3 +401,35 @@ fn one_endpoint_costs_at_most_five_operations_for_each_frontend() {
         }
     }
 }
+
+/// DESIGN 4: rules, chains and sets are the same for one Service and for a thousand, of
+/// whatever kind.
+#[test]
+fn rules_do_not_grow_with_services_of_any_kind() {
+    let nth = |number: u16| {
+        let [high, low] = number.to_be_bytes();
+        let mut service = Service {
+            key: key(&format!("s{number}")),
+            cluster_ips: vec![[10, 96, high, low].into()],
+            load_balancer_ips: vec![[203, 0, high, low].into()],
+            external_ips: vec![[198, 18, high, low].into()],
+            source_ranges: vec!["10.0.0.0/8".to_owned()],
+            affinity_seconds: Some(10_800),
+            ..local("x")
+        };
+        service.ports[0].node_port = Some(20_000 + number);
+        service
+    };
+    let sizes = [1u16, 1000].map(|count| {
+        let mut node = Node::new();
+        for number in 0..count {
+            node.proxy.apply_service(nth(number));
+            let name = format!("s{number}");
+            let endpoints = many(number..number + 3).into_iter().map(here);
+            node.proxy.apply_slice(slice(&name, &name, HTTP, endpoints));
+        }
+        node.settle();
+        size_of_rules(node.ruleset())
+    });
+    assert_eq!(sizes[0], sizes[1]);
+}

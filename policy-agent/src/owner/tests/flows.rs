@@ -1,0 +1,197 @@
+//! What conntrack and the affinity map must forget.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use dataplane::datatype::Bytes;
+use dataplane::kernel::StaleFlow;
+use dataplane::layout::INET;
+use dataplane::layout::services::{AFFINITY, endpoint_data};
+use dataplane::object::{Element, IpFamily};
+use proxy::model::{Protocol, ServiceType};
+
+use super::harness::{Node, World};
+use super::objects::{ip, model_service, service, slice};
+use crate::addresses::HostAddresses;
+use crate::config::services::ServiceConfig;
+use crate::event::Object;
+
+const NODE_IPS: [&str; 2] = ["192.0.2.2", "192.0.2.3"];
+
+/// A Service with a node port, its one port over that protocol.
+fn of(protocol: Protocol) -> Object {
+    let mut service = model_service("x/web", "10.96.0.10", "web");
+    service.kind = ServiceType::NodePort;
+    service.ports[0].protocol = protocol;
+    service.ports[0].port = 80;
+    service.ports[0].node_port = Some(30_080);
+    Object::Service(service)
+}
+
+fn endpoints(protocol: Protocol, addresses: &[&str]) -> Object {
+    let Object::EndpointSlice(mut slice) = slice("x/web-1", "web", addresses) else {
+        panic!("a slice");
+    };
+    slice.ports[0].protocol = protocol;
+    Object::EndpointSlice(slice)
+}
+
+fn node(objects: impl IntoIterator<Item = Object>) -> Node {
+    let mut node = Node::new();
+    node.owner.configure_services(&ServiceConfig::default());
+    let addresses: BTreeSet<_> = NODE_IPS.map(ip).into();
+    node.owner.set_host_addresses(HostAddresses {
+        all: addresses.clone(),
+        of_default_routes: addresses,
+    });
+    node.list(&World::of(objects));
+    node.settle();
+    node
+}
+
+/// The flows that were forgotten since the last call, sorted: from where to where.
+fn forgotten(node: &mut Node, seen: &mut usize) -> Vec<(u8, String, String)> {
+    let all = node.kernel().fake.forgotten();
+    let new: BTreeSet<&StaleFlow> = all[*seen..].iter().collect();
+    let texts = new.into_iter().map(|flow| {
+        let (frontend, endpoint) = (flow.frontend.to_string(), flow.endpoint.to_string());
+        (flow.protocol, frontend, endpoint)
+    });
+    let texts = texts.collect();
+    *seen = all.len();
+    texts
+}
+
+/// services.md 40 to 43: by every frontend, and node ports on the node's addresses only.
+#[test]
+fn flows_over_udp_and_sctp_are_forgotten_with_their_endpoint() {
+    for protocol in [Protocol::Udp, Protocol::Sctp] {
+        let mut node = node([of(protocol)]);
+        let mut seen = 0;
+        assert_eq!(forgotten(&mut node, &mut seen), []);
+        let frontends = ["10.96.0.10:80", "192.0.2.2:30080", "192.0.2.3:30080"];
+        let to = |endpoint: Option<&str>| -> Vec<_> {
+            let flow = |frontend: &str| {
+                let endpoint = endpoint.unwrap_or(frontend);
+                (protocol.number(), frontend.to_owned(), endpoint.to_owned())
+            };
+            frontends.map(flow).into()
+        };
+        // Those that were there before the first endpoint are not translated.
+        node.apply(endpoints(protocol, &["10.99.0.2", "10.99.0.3"]));
+        assert_eq!(forgotten(&mut node, &mut seen), to(None));
+        // The other endpoint moves to another slot: its flows stay.
+        node.apply(endpoints(protocol, &["10.99.0.3"]));
+        assert_eq!(forgotten(&mut node, &mut seen), to(Some("10.99.0.2:8080")));
+        node.apply(endpoints(protocol, &["10.99.0.3", "10.99.0.4"]));
+        assert_eq!(forgotten(&mut node, &mut seen), []);
+        node.delete(&of(protocol));
+        let mut both = to(Some("10.99.0.3:8080"));
+        both.extend(to(Some("10.99.0.4:8080")));
+        both.sort();
+        assert_eq!(forgotten(&mut node, &mut seen), both);
+    }
+}
+
+#[test]
+fn connections_over_tcp_end_by_themselves() {
+    let mut node = node([of(Protocol::Tcp), endpoints(Protocol::Tcp, &["10.99.0.2"])]);
+    node.apply(endpoints(Protocol::Tcp, &["10.99.0.3"]));
+    node.delete(&of(Protocol::Tcp));
+    assert_eq!(node.kernel().fake.forgotten(), []);
+}
+
+/// Regression for a restart: what is right in the kernel is no reason to look for flows.
+#[test]
+fn an_adoption_forgets_no_flow_that_is_right() {
+    let objects = || [of(Protocol::Udp), endpoints(Protocol::Udp, &["10.99.0.2"])];
+    let mut node = node(objects());
+    let before = node.kernel().fake.forgotten().len();
+    node.restart();
+    node.owner.configure_services(&ServiceConfig::default());
+    let addresses: BTreeSet<_> = NODE_IPS.map(ip).into();
+    node.owner.set_host_addresses(HostAddresses {
+        all: addresses.clone(),
+        of_default_routes: addresses,
+    });
+    node.list(&World::of(objects()));
+    node.settle();
+    assert_eq!(node.kernel().fake.forgotten().len(), before);
+}
+
+fn sticky(seconds: Option<u32>) -> Object {
+    let Object::Service(mut service) = of(Protocol::Tcp) else {
+        panic!("a Service");
+    };
+    service.affinity_seconds = seconds;
+    Object::Service(service)
+}
+
+/// As the rules would: the client went by the frontend to the endpoint.
+fn learn(node: &mut Node, client: &str, frontend: &str, endpoint: &str) {
+    let [frontend, endpoint] = [frontend, endpoint].map(|text| text.parse::<SocketAddr>());
+    let (frontend, endpoint) = (frontend.expect("ip:port"), endpoint.expect("ip:port"));
+    let key = Bytes::new().addr(ip(client)).addr(frontend.ip());
+    let key = key.proto(6).port(frontend.port()).build();
+    let element = Element::data(endpoint_data(endpoint.ip(), endpoint.port()));
+    node.kernel().fake.tamper(|ruleset| {
+        let table = ruleset.tables.get_mut(&*INET).expect("the table");
+        let map = table.sets.get_mut(AFFINITY.of(IpFamily::V4));
+        map.expect("the map").elements.insert(key, element);
+    });
+}
+
+fn learnt(node: &mut Node) -> usize {
+    let ruleset = node.ruleset();
+    let map = &ruleset.tables[&*INET].sets[AFFINITY.of(IpFamily::V4)];
+    map.elements.len()
+}
+
+/// Three clients at one endpoint by two frontends, one at the other, one of another Service.
+fn learn_all(node: &mut Node) {
+    learn(node, "10.88.0.2", "10.96.0.10:80", "10.99.0.2:8080");
+    learn(node, "10.88.0.3", "10.96.0.10:80", "10.99.0.2:8080");
+    learn(node, "10.88.0.2", "192.0.2.3:30080", "10.99.0.2:8080");
+    learn(node, "10.88.0.4", "10.96.0.10:80", "10.99.0.3:8080");
+    learn(node, "10.88.0.2", "10.96.0.77:80", "10.99.0.2:8080");
+}
+
+/// services.md 36, 37.
+#[test]
+fn clients_are_forgotten_with_what_they_went_to() {
+    let two = || endpoints(Protocol::Tcp, &["10.99.0.2", "10.99.0.3"]);
+    let cases: [(&dyn Fn(&mut Node), usize); 4] = [
+        (
+            &|node| node.apply(endpoints(Protocol::Tcp, &["10.99.0.3"])),
+            2,
+        ),
+        (&|node| node.apply(sticky(Some(60))), 1),
+        (&|node| node.apply(sticky(None)), 1),
+        (&|node| node.delete(&sticky(None)), 1),
+    ];
+    for (change, left) in cases {
+        let mut node = node([sticky(Some(10_800)), two()]);
+        learn_all(&mut node);
+        // Others leave it alone.
+        node.apply(service("x/other", "10.96.0.11", "other"));
+        assert_eq!(learnt(&mut node), 5);
+        change(&mut node);
+        assert_eq!(learnt(&mut node), left);
+        assert!(node.owner.is_synced());
+        assert!(!node.owner.check().expect("a look"), "no drift");
+    }
+}
+
+/// A packet may be past the balancer when its endpoint goes, and learn it a moment later.
+#[test]
+fn what_is_learnt_during_the_commit_is_forgotten_by_the_next_sync() {
+    let two = endpoints(Protocol::Tcp, &["10.99.0.2", "10.99.0.3"]);
+    let mut node = node([sticky(Some(10_800)), two]);
+    let one = endpoints(Protocol::Tcp, &["10.99.0.3"]);
+    node.owner.handle(crate::event::Event::Apply(one));
+    node.owner.sync().expect("the kernel takes it");
+    learn(&mut node, "10.88.0.2", "10.96.0.10:80", "10.99.0.2:8080");
+    assert!(node.owner.is_dirty(), "there is a second look");
+    node.settle();
+    assert_eq!(learnt(&mut node), 0);
+}
