@@ -17,6 +17,7 @@
 //! of its Admin tier, and ends with one to that of its Baseline tier unless NetworkPolicies
 //! isolate the pod; groups share these chains ([`tiers`]).
 
+mod groups;
 mod hash;
 mod rules;
 mod sets;
@@ -28,20 +29,18 @@ use std::net::IpAddr;
 use dataplane::datatype::Bytes;
 use dataplane::desired::Desired;
 use dataplane::layout::INET;
-use dataplane::layout::denials::{self, Denials};
-use dataplane::layout::policy::{self, Direction, isolated};
+use dataplane::layout::denials::Denials;
+use dataplane::layout::policy::{Direction, isolated};
 use dataplane::layout::services::HAIRPIN;
-use dataplane::object::{Chain, Element, IpFamily, Key, Name};
-use dataplane::rule::{Rule, Verdict};
+use dataplane::object::{Element, IpFamily, Key, Name};
+use dataplane::rule::Verdict;
 use proxy::model::ObjectKey;
 use serde::{Deserialize, Serialize};
 
 use crate::index::{Index, Owner};
-use crate::model::cluster_policy::Tier;
-use crate::model::{NetworkPolicy, Pod};
-use hash::short_hash;
+use groups::{GroupId, isolation, write_chain};
 use sets::{Content, Sets};
-use tiers::{TierId, Tiers};
+use tiers::Tiers;
 
 /// Compiles policies into the desired state.
 #[derive(Debug)]
@@ -73,22 +72,6 @@ struct Binding {
 enum Isolation {
     Open,
     By(GroupId),
-}
-
-/// The policies that select a pod in a direction, at least one.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct GroupId {
-    direction: Direction,
-    /// The Admin tier, unless it is empty.
-    admin: Option<TierId>,
-    /// No NetworkPolicy isolates it but these, which are audited: the packet is judged, told
-    /// of and let go on.
-    is_audit: bool,
-    /// NetworkPolicies by key.
-    policies: Vec<ObjectKey>,
-    /// The Baseline tier, unless it is empty. None where NetworkPolicies isolate the pod:
-    /// nothing comes after them.
-    baseline: Option<TierId>,
 }
 
 #[derive(Debug)]
@@ -439,125 +422,6 @@ impl PolicyCompiler {
         }
         for tier in id.tiers() {
             self.tiers.release(tier, &mut self.sets, desired);
-        }
-    }
-}
-
-/// What selects the pod in the direction: tiers, and the policies of its namespace. Policies
-/// that are audited matter where there is no other: what they would deny is denied then
-/// already, and what they would allow, they do not.
-fn isolation(pod: &Pod, direction: Direction, index: &Index) -> Isolation {
-    let isolates = |policy: &&NetworkPolicy| {
-        let listed = match direction {
-            Direction::Egress => policy.egress.is_some(),
-            Direction::Ingress => policy.ingress.is_some(),
-        };
-        listed && policy.pod_selector.matches(&pod.labels)
-    };
-    let isolating = index.policies_in(&pod.key.namespace).filter(isolates);
-    let (audited, enforced): (Vec<_>, Vec<_>) = isolating.partition(|policy| policy.audit);
-    let baseline = TierId::of(pod, Tier::Baseline, direction, index);
-    let group = GroupId {
-        direction,
-        admin: TierId::of(pod, Tier::Admin, direction, index),
-        is_audit: enforced.is_empty() && !audited.is_empty(),
-        baseline: baseline.filter(|_| enforced.is_empty()),
-        policies: match enforced.is_empty() {
-            true => keys(&audited),
-            false => keys(&enforced),
-        },
-    };
-    if group.policies.is_empty() && group.tiers().next().is_none() {
-        Isolation::Open
-    } else {
-        Isolation::By(group)
-    }
-}
-
-fn keys(policies: &[&NetworkPolicy]) -> Vec<ObjectKey> {
-    policies.iter().map(|policy| policy.key.clone()).collect()
-}
-
-/// Writes the group's chain and returns the sets that it reads, which are acquired. The
-/// chains of its tiers are there already.
-fn write_chain(
-    id: &GroupId,
-    denials: Denials,
-    index: &Index,
-    sets: &mut Sets,
-    desired: &mut Desired,
-) -> Vec<Content> {
-    let jump = |chain: Name| Rule::new().jump(chain);
-    let tier = |tier: &Option<TierId>| tier.as_ref().map(|tier| jump(tier.chain()));
-    let allowed = id.direction.allowed();
-    let chain = id.chain();
-    let mut rules: Vec<_> = tier(&id.admin).into_iter().collect();
-
-    let mut writer = rules::Writer::new(id.direction, index, sets, desired);
-    if id.is_audit {
-        writer.allowed = Verdict::Return;
-    }
-    if !id.policies.is_empty() {
-        writer.rules.extend(policy::to_itself(&writer.allowed));
-    }
-    for policy in id.policies.iter().filter_map(|key| index.policies.get(key)) {
-        writer.policy(policy);
-    }
-    let (mut of_policies, used) = (writer.rules, writer.used);
-    if id.is_audit {
-        let audit = id.audit_chain();
-        of_policies.extend(denials::report(&audit, denials));
-        desired.chain(&INET, &audit, Chain::regular(&id.comment(), of_policies));
-        rules.push(jump(audit));
-    } else {
-        rules.extend(of_policies);
-    }
-    if id.is_audit || id.policies.is_empty() {
-        rules.extend(tier(&id.baseline));
-        let rest = Rule::new().verdict(allowed);
-        rules.push(rest.comment("no policy isolates it"));
-    } else {
-        rules.extend(denials::deny(id.direction, &chain, denials));
-    }
-    desired.chain(&INET, &chain, Chain::regular(&id.comment(), rules));
-    used
-}
-
-impl GroupId {
-    fn tiers(&self) -> impl Iterator<Item = &TierId> {
-        self.admin.iter().chain(&self.baseline)
-    }
-
-    /// The policies in the order in which they are asked.
-    fn names(&self) -> Vec<String> {
-        let tier = |tier: &Option<TierId>| tier.iter().flat_map(TierId::names).collect::<Vec<_>>();
-        let policies = self.policies.iter().map(ToString::to_string);
-        let mut names = tier(&self.admin);
-        names.extend(policies);
-        names.extend(tier(&self.baseline));
-        names
-    }
-
-    fn chain(&self) -> Name {
-        self.direction.group_chain(&self.hash())
-    }
-
-    /// Only a group that audits has it.
-    fn audit_chain(&self) -> Name {
-        denials::audit_chain(self.direction, &self.hash())
-    }
-
-    fn hash(&self) -> String {
-        let audit = if self.is_audit { "audit:" } else { "" };
-        short_hash(&format!("{audit}{}", self.names().join(",")))
-    }
-
-    fn comment(&self) -> String {
-        let direction = self.direction.name();
-        match &self.names()[..] {
-            [] => String::new(),
-            [single] => format!("{direction} of {single}"),
-            [first, rest @ ..] => format!("{direction} of {first} and {} more", rest.len()),
         }
     }
 }

@@ -11,7 +11,7 @@ use tests::objects::{self, deny_all, policy};
 use tests::pod::Family;
 use tests::require_root;
 use tests::scene::{NODE, OUTSIDE, Scene};
-use tests::traffic::{Protocol, Server, Stream};
+use tests::traffic::{Outcome, Protocol, Server, Stream};
 
 const SHORT: Duration = Duration::from_millis(400);
 
@@ -63,6 +63,7 @@ fn without_a_policy_everybody_reaches_everybody() -> Result<()> {
     verify(&scene, |_, _, _, _| true)
 }
 
+/// netpol.md 31, 32, 44.
 #[test]
 fn a_denied_namespace_is_closed_to_all_but_its_node_and_opens_when_the_policy_goes() -> Result<()> {
     require_root!();
@@ -78,6 +79,7 @@ fn a_denied_namespace_is_closed_to_all_but_its_node_and_opens_when_the_policy_go
     Ok(())
 }
 
+/// netpol.md 16, 18, 19, 32, 43.
 #[test]
 fn each_kind_of_peer_and_port_opens_what_it_names_and_no_more() -> Result<()> {
     require_root!();
@@ -133,6 +135,7 @@ fn each_kind_of_peer_and_port_opens_what_it_names_and_no_more() -> Result<()> {
     Ok(())
 }
 
+/// netpol.md 35.
 #[test]
 fn egress_is_judged_at_the_sender_also_towards_the_node_and_outside() -> Result<()> {
     require_root!();
@@ -173,6 +176,7 @@ fn egress_is_judged_at_the_sender_also_towards_the_node_and_outside() -> Result<
     Ok(())
 }
 
+/// netpol.md 3.
 #[test]
 fn a_service_is_judged_by_the_endpoint_behind_it() -> Result<()> {
     require_root!();
@@ -210,6 +214,7 @@ fn a_service_is_judged_by_the_endpoint_behind_it() -> Result<()> {
     Ok(())
 }
 
+/// netpol.md 60.
 #[test]
 fn a_pod_that_nobody_has_described_is_closed_until_its_manifest_comes() -> Result<()> {
     require_root!();
@@ -247,6 +252,7 @@ fn a_pod_that_nobody_has_described_is_closed_until_its_manifest_comes() -> Resul
     Ok(())
 }
 
+/// netpol.md 56.
 #[test]
 fn a_policy_holds_for_a_new_pod_from_its_first_packet() -> Result<()> {
     require_root!();
@@ -267,6 +273,7 @@ fn a_policy_holds_for_a_new_pod_from_its_first_packet() -> Result<()> {
     Ok(())
 }
 
+/// netpol.md 46, 47.
 #[test]
 fn a_policy_that_narrows_cuts_open_connections_and_others_do_not() -> Result<()> {
     require_root!();
@@ -314,6 +321,7 @@ fn a_policy_that_narrows_cuts_open_connections_and_others_do_not() -> Result<()>
     Ok(())
 }
 
+/// netpol.md 41.
 #[test]
 fn a_relabelled_pod_changes_its_policies_and_its_peers() -> Result<()> {
     require_root!();
@@ -341,4 +349,96 @@ fn a_relabelled_pod_changes_its_policies_and_its_peers() -> Result<()> {
     verify(&scene, |_, _, _, _| true)?;
     scene.apply_pods(&pods())?;
     verify(&scene, only_front)
+}
+
+/// netpol.md 36: by the Service's address, over both protocols, and nothing beside it.
+#[test]
+fn a_rule_for_dns_opens_the_dns_service_and_nothing_else() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let ips = ["10.96.0.10", "fd96::10"];
+    let to = json!([{"namespaceSelector": {"matchLabels": {"team": "lab"}},
+        "podSelector": {"matchLabels": app("probe")}}]);
+    // The Service's port is 53, that of the pods behind it 80: the rule is about the pods.
+    let dns = json!([{"protocol": "UDP", "port": 80}, {"protocol": "TCP", "port": "tcp-80"}]);
+    let scene = Scene::start(
+        &node,
+        &pods(),
+        &[
+            objects::service("lab/dns", ips, &app("probe"), &[(53, 80), (54, 81)]),
+            policy(
+                "shop/dns",
+                &json!({"podSelector": {}, "policyTypes": ["Egress"],
+                    "egress": [{"to": to, "ports": dns}]}),
+            ),
+        ],
+    )?;
+    for family in Family::ALL {
+        for protocol in Protocol::ALL {
+            let asks = [
+                (53, "shop/web", true),
+                (54, "shop/web", false),
+                (54, "lab/front", true),
+            ];
+            for (port, from, answered) in asks {
+                let outcome = scene.ask(from, protocol, (family.pick(ips), port).into())?;
+                let text = format!("{from} {family} {protocol} {port}: {outcome}");
+                assert_eq!(outcome.is_answered(), answered, "{text}");
+            }
+            let front = scene.pod("lab/front").at(family, 80);
+            let outcome = scene.ask_for("shop/web", protocol, front, SHORT)?;
+            assert!(!outcome.is_answered(), "{family} {protocol}: {outcome}");
+        }
+    }
+    Ok(())
+}
+
+/// netpol.md 40: who may send nothing learns of a Service without endpoints what everybody
+/// does.
+#[test]
+fn a_service_without_endpoints_refuses_pods_under_any_policy() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let ips = ["10.96.0.10", "fd96::10"];
+    let service = objects::service("lab/none", ips, &app("nobody"), &[(80, 80)]);
+    let scene = Scene::start(&node, &pods(), &[service, deny_all("shop")])?;
+    for from in ["shop/web", "lab/front"] {
+        for family in Family::ALL {
+            let outcome = scene.ask(from, Protocol::Tcp, (family.pick(ips), 80).into())?;
+            assert_eq!(outcome, Outcome::Refused, "{from} {family}");
+        }
+    }
+    Ok(())
+}
+
+/// netpol.md 42: the labels of a namespace make its pods peers, and live flows follow.
+#[test]
+fn a_relabelled_namespace_changes_whom_a_policy_means() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let spec = json!({"podSelector": {}, "ingress": [
+        {"from": [{"namespaceSelector": {"matchLabels": {"trusted": "yes"}}}]}]});
+    let scene = Scene::start(&node, &pods(), &[policy("shop/trusted", &spec)])?;
+    let relabel = |labels: Value| -> Result<()> {
+        // The file sorts before the others': the first that names an object counts.
+        node.manifests
+            .write("namespaces", &[objects::namespace("lab", &labels)])?;
+        scene.agent.wait()
+    };
+    let target = scene.pod("shop/web").at(Family::V6, 80);
+    let reaches = || -> Result<bool> {
+        let outcome = scene.ask_for("lab/probe", Protocol::Tcp, target, SHORT)?;
+        Ok(outcome.is_answered())
+    };
+    assert!(!reaches()?);
+    relabel(json!({"trusted": "yes"}))?;
+    let probe = &scene.pod("lab/probe").netns;
+    let stream = Stream::open(probe, Protocol::Tcp, target, Duration::from_millis(5))?;
+    let changed = Instant::now();
+    relabel(json!({"trusted": "no"}))?;
+    let cut = stream.wait_for_cut(Duration::from_millis(600), Duration::from_secs(5))?;
+    let took = cut.saturating_duration_since(changed);
+    assert!(took < Duration::from_secs(1), "cut after {took:?}");
+    assert!(!reaches()?);
+    Ok(())
 }

@@ -25,6 +25,7 @@ fn pods() -> Vec<(&'static str, Value)> {
         .into()
 }
 
+/// netpol.md 73.
 #[test]
 fn a_pod_cannot_speak_for_an_address_that_is_not_its_own() -> Result<()> {
     require_root!();
@@ -67,6 +68,7 @@ fn a_pod_cannot_speak_for_an_address_that_is_not_its_own() -> Result<()> {
     Ok(())
 }
 
+/// netpol.md 73.
 #[test]
 fn a_pod_cannot_take_over_a_neighbours_address_on_the_bridge() -> Result<()> {
     require_root!();
@@ -124,6 +126,7 @@ fn a_pod_cannot_take_over_a_neighbours_address_on_the_bridge() -> Result<()> {
     Ok(())
 }
 
+/// netpol.md 73.
 #[test]
 fn a_pod_with_another_hardware_address_is_cut_off() -> Result<()> {
     require_root!();
@@ -140,6 +143,7 @@ fn a_pod_with_another_hardware_address_is_cut_off() -> Result<()> {
     Ok(())
 }
 
+/// netpol.md 74.
 #[test]
 fn a_route_of_its_own_to_a_neighbour_takes_no_pod_past_its_policy() -> Result<()> {
     require_root!();

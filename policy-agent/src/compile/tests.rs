@@ -1,6 +1,7 @@
 //! The compiler against the oracle: what the tracer says of the compiled rules is what the
 //! API says, however the state was reached.
 
+mod blocks;
 mod cluster;
 
 use std::net::IpAddr;

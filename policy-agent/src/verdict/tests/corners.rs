@@ -19,6 +19,7 @@ fn matching(operator: &str, key: &str, values: &[&str]) -> Value {
     json!({"matchExpressions": [expression]})
 }
 
+/// netpol.md 6.
 #[test]
 fn a_section_whose_type_is_not_listed_is_ignored() {
     let mut world = World::new();
@@ -30,6 +31,7 @@ fn a_section_whose_type_is_not_listed_is_ignored() {
     assert!(!world.tcp(XA, YA, 80), "egress isolation");
 }
 
+/// netpol.md 5.
 #[test]
 fn an_empty_egress_section_without_policy_types_does_not_isolate_egress() {
     let mut world = World::new();
@@ -38,6 +40,7 @@ fn an_empty_egress_section_without_policy_types_does_not_isolate_egress() {
     assert!(!world.tcp(YA, XA, 80));
 }
 
+/// netpol.md 7.
 #[test]
 fn an_empty_rule_allows_every_protocol_and_no_rule_nothing() {
     let mut world = World::new();
@@ -51,6 +54,7 @@ fn an_empty_rule_allows_every_protocol_and_no_rule_nothing() {
     assert!(!world.tcp(OUTSIDE, XA, 80));
 }
 
+/// netpol.md 8, 9.
 #[test]
 fn an_empty_port_means_tcp_and_protocols_keep_apart() {
     let mut world = World::new();
@@ -64,6 +68,7 @@ fn an_empty_port_means_tcp_and_protocols_keep_apart() {
     assert!(!world.tcp(YA, XA, 7));
 }
 
+/// netpol.md 10.
 #[test]
 fn port_ranges_include_both_ends() {
     let mut world = World::new();
@@ -87,6 +92,7 @@ fn named(pod: &mut Pod, name: &str, protocol: Protocol, port: u16) {
     });
 }
 
+/// netpol.md 11, 12, 13.
 #[test]
 fn a_named_port_is_the_destination_pods_own() {
     let mut world = World::new();
@@ -112,6 +118,7 @@ fn a_named_port_is_the_destination_pods_own() {
     assert!(!world.tcp(YA, XB, 8080));
 }
 
+/// netpol.md 15.
 #[test]
 fn a_named_port_in_egress_is_looked_up_on_the_peer_even_behind_an_ip_block() {
     let mut world = World::new();
@@ -128,6 +135,7 @@ fn a_named_port_in_egress_is_looked_up_on_the_peer_even_behind_an_ip_block() {
     assert!(!world.tcp(XA, NODE, 8080));
 }
 
+/// netpol.md 16, 17.
 #[test]
 fn selector_operators_on_present_and_absent_keys() {
     // Labels of the source's namespace: team=x or team=y. (operator, key) -> from x, from y
@@ -151,6 +159,7 @@ fn selector_operators_on_present_and_absent_keys() {
     }
 }
 
+/// netpol.md 17.
 #[test]
 fn a_label_with_an_empty_value_has_to_be_there() {
     let mut world = World::new();
@@ -166,6 +175,7 @@ fn a_label_with_an_empty_value_has_to_be_there() {
     assert!(!world.tcp(XC, XA, 80));
 }
 
+/// netpol.md 19.
 #[test]
 fn both_selectors_in_one_entry_are_and_in_two_entries_or() {
     let namespace = json!({"matchLabels": {"team": "y"}});
@@ -185,6 +195,7 @@ fn both_selectors_in_one_entry_are_and_in_two_entries_or() {
     assert_eq!(reach(&world), [true, false, true, true]);
 }
 
+/// netpol.md 18.
 #[test]
 fn a_namespace_selector_never_matches_what_is_no_pod() {
     let mut world = World::new();
@@ -217,6 +228,7 @@ fn an_unknown_namespace_matches_no_selector_but_its_own_policies_hold() {
     );
 }
 
+/// netpol.md 20, 21.
 #[test]
 fn an_except_subtracts_from_its_own_peer_only() {
     let cidr = |cidr: &str, except: &[&str]| json!({"ipBlock": {"cidr": cidr, "except": except}});
@@ -242,6 +254,7 @@ fn an_except_subtracts_from_its_own_peer_only() {
     );
 }
 
+/// netpol.md 24, 25.
 #[test]
 fn ip_blocks_keep_the_families_apart() {
     let mut world = World::new();
@@ -256,6 +269,7 @@ fn ip_blocks_keep_the_families_apart() {
     assert!(!world.tcp(YB, XA, 80), "::/0 is no IPv4");
 }
 
+/// netpol.md 26, 27.
 #[test]
 fn a_policy_with_both_directions_judges_each_alone() {
     let mut world = World::new();
@@ -269,6 +283,7 @@ fn a_policy_with_both_directions_judges_each_alone() {
     assert!(!world.tcp(YA, XA, 80));
 }
 
+/// netpol.md 27, 29.
 #[test]
 fn policies_are_a_union_and_stay_in_their_namespace() {
     let mut world = World::new();
@@ -280,6 +295,7 @@ fn policies_are_a_union_and_stay_in_their_namespace() {
     assert!(world.tcp(XA, YA, 1050), "policies of x do not isolate y");
 }
 
+/// netpol.md 30.
 #[test]
 fn a_pod_always_reaches_itself_in_both_families() {
     let mut world = World::new();
@@ -292,6 +308,7 @@ fn a_pod_always_reaches_itself_in_both_families() {
     assert!(!world.tcp(XA, XB, 80));
 }
 
+/// netpol.md 31, 32.
 #[test]
 fn the_own_node_reaches_pods_other_nodes_are_judged() {
     let mut world = World::new();
@@ -309,6 +326,7 @@ fn the_own_node_reaches_pods_other_nodes_are_judged() {
     assert!(world.tcp("192.0.2.2", XA, 10250));
 }
 
+/// netpol.md 51.
 #[test]
 fn a_finished_pod_leaves_its_address_to_the_next_owner() {
     let mut world = World::new();
@@ -325,6 +343,7 @@ fn a_finished_pod_leaves_its_address_to_the_next_owner() {
     );
 }
 
+/// netpol.md 51 to 53.
 #[test]
 fn the_newest_live_pod_owns_a_contested_address() {
     for newest in ["a", "b"] {
@@ -346,6 +365,7 @@ fn the_newest_live_pod_owns_a_contested_address() {
     }
 }
 
+/// netpol.md 66.
 #[test]
 fn an_unreadable_policy_closes_its_namespace_and_no_other() {
     let mut world = World::new();
@@ -357,6 +377,7 @@ fn an_unreadable_policy_closes_its_namespace_and_no_other() {
     assert!(world.tcp(YA, YB, 80));
 }
 
+/// netpol.md 66.
 #[test]
 fn a_wrong_part_of_a_policy_leaves_the_isolation_and_the_right_parts() {
     let mut world = World::new();
@@ -375,4 +396,37 @@ fn a_wrong_part_of_a_policy_leaves_the_isolation_and_the_right_parts() {
         !world.tcp(XB, XA, 80),
         "a port that cannot be read is no port"
     );
+}
+
+/// netpol.md 50: it serves until it is gone, and its policies hold.
+#[test]
+fn a_terminating_pod_keeps_its_address_and_its_policies() {
+    let mut world = World::new();
+    world.policy(
+        "p",
+        from(json!([{"podSelector": {"matchLabels": {"pod": "b"}}}])),
+    );
+    for name in ["a", "b"] {
+        let pod = world.get("x", name);
+        pod.terminating = true;
+        pod.ready = false;
+    }
+    assert!(world.tcp(XB, XA, 80));
+    assert!(!world.tcp(YA, XA, 80));
+}
+
+/// netpol.md 28.
+#[test]
+fn fifty_policies_allow_what_any_of_them_allows() {
+    let mut world = World::new();
+    for number in 0..50u16 {
+        world.policy(
+            &format!("p{number}"),
+            on(json!([{"port": 1000 + 10 * number, "endPort": 1004 + 10 * number}])),
+        );
+    }
+    for port in 990..1510 {
+        let allowed = (1000..1500).contains(&port) && port % 10 < 5;
+        assert_eq!(world.tcp(YA, XA, port), allowed, "{port}");
+    }
 }

@@ -40,6 +40,7 @@ fn block(peers: &Peers) -> (String, Vec<String>) {
     }
 }
 
+/// netpol.md 5, 6.
 #[test]
 fn policy_types_follow_the_api_servers_default() {
     let rule = json!([{}]);
@@ -85,6 +86,7 @@ fn an_unknown_policy_type_isolates_in_both_directions() {
     assert!(policy.problems[0].contains("spec.policyTypes[0] is \"egress\""));
 }
 
+/// netpol.md 7.
 #[test]
 fn no_rules_and_an_empty_rule_are_opposites() {
     for none in [json!({"ingress": []}), json!({"ingress": null}), json!({})] {
@@ -121,6 +123,7 @@ fn peers_keep_absent_and_empty_selectors_apart() {
     assert!(namespaces.is_everything() && pods.is_everything());
 }
 
+/// netpol.md 66.
 #[test]
 fn a_peer_that_is_wrong_matches_nothing_and_is_listed() {
     let table = [
@@ -169,6 +172,7 @@ fn one_wrong_peer_leaves_the_others() {
     assert!(policy.problems[1].starts_with("spec.egress[1].to[0].ipBlock.cidr"));
 }
 
+/// netpol.md 24.
 #[test]
 fn ip_blocks_are_read_as_the_api_server_reads_them() {
     let table = [
@@ -204,6 +208,7 @@ fn excepts_that_take_all_away_are_listed_and_do_so() {
     }
 }
 
+/// netpol.md 8, 9, 10.
 #[test]
 fn ports_in_every_form() {
     use Protocol::{Sctp, Tcp, Udp};
@@ -231,6 +236,7 @@ fn ports_in_every_form() {
     }
 }
 
+/// netpol.md 66.
 #[test]
 fn a_port_that_is_wrong_matches_nothing_and_is_listed() {
     let table = [
