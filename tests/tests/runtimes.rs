@@ -14,7 +14,8 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tests::agent::Agent;
 use tests::command::{self, Background, LIMIT};
-use tests::node::Node;
+use tests::netns::NetNs;
+use tests::node::{NODE_IPS, Node};
 use tests::wait::eventually;
 use tests::{inspect, programs, require_root};
 
@@ -62,10 +63,10 @@ fn root_file_system(node: &Node) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// What the program at an address answers to somebody on the node.
-fn ask(node: &Node, ip: IpAddr) -> Result<String> {
-    node.netns.enter(move || {
-        let mut stream = TcpStream::connect_timeout(&SocketAddr::new(ip, PORT), LIMIT)?;
+/// What the program at an address answers to somebody in a namespace.
+fn ask(netns: &NetNs, server: SocketAddr) -> Result<String> {
+    netns.enter(move || {
+        let mut stream = TcpStream::connect_timeout(&server, LIMIT)?;
         stream.set_read_timeout(Some(LIMIT))?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
@@ -77,7 +78,9 @@ fn ask(node: &Node, ip: IpAddr) -> Result<String> {
 fn expect_answer(node: &Node, ips: &[IpAddr], name: &str) -> Result<()> {
     ensure!(ips.len() == 2, "one address of each family: {ips:?}");
     for &ip in ips {
-        let (answer, _) = eventually(Duration::from_secs(20), || ask(node, ip))?;
+        let (answer, _) = eventually(Duration::from_secs(20), || {
+            ask(&node.netns, SocketAddr::new(ip, PORT))
+        })?;
         ensure!(answer == name, "{ip} answered {answer:?}");
     }
     Ok(())
@@ -101,7 +104,8 @@ fn expect_no_trace(node: &Node, ips: &[IpAddr]) -> Result<()> {
 /// A node whose network configuration these runtimes understand.
 fn node() -> Result<Node> {
     let node = Node::new()?;
-    node.write_conflist(&node.conflist(json!({"cniVersion": "1.0.0"})))?;
+    let keys = json!({"cniVersion": "1.0.0", "capabilities": {"portMappings": true}});
+    node.write_conflist(&node.conflist(keys))?;
     Ok(node)
 }
 
@@ -159,7 +163,7 @@ impl<'n> Podman<'n> {
         command::run(&mut command)
     }
 
-    fn start(&self, name: &str) -> Result<()> {
+    fn start(&self, name: &str, publish: &str) -> Result<()> {
         let variable = format!("NAME={name}");
         self.run(&[
             "run",
@@ -170,6 +174,8 @@ impl<'n> Podman<'n> {
             &variable,
             "--network",
             self.node.network(),
+            "--publish",
+            publish,
             "localhost/hello",
         ])?;
         Ok(())
@@ -201,6 +207,23 @@ impl Drop for Podman<'_> {
     }
 }
 
+/// The containers' ports on the node's IPv4 address, from outside and from the node itself.
+/// podman asks for the wildcard of IPv4 alone.
+fn expect_published(node: &Node) -> Result<()> {
+    for (port, name) in [(8081, "one"), (8082, "two")] {
+        let server = SocketAddr::new(NODE_IPS[0].parse()?, port);
+        for netns in [&node.outside, &node.netns] {
+            let (answer, _) = eventually(Duration::from_secs(20), || ask(netns, server))?;
+            ensure!(
+                answer == name,
+                "{server} answered {answer:?} to {}",
+                netns.name()
+            );
+        }
+    }
+    Ok(())
+}
+
 /// Issue 4, item 5; cni.md 36, 37.
 #[test]
 fn podman_containers_start_restart_and_go_without_a_trace() -> Result<()> {
@@ -208,14 +231,15 @@ fn podman_containers_start_restart_and_go_without_a_trace() -> Result<()> {
     let node = node()?;
     let agent = Agent::start(&node)?;
     let podman = Podman::new(&node)?;
-    podman.start("one")?;
-    podman.start("two")?;
+    podman.start("one", "8081:8080")?;
+    podman.start("two", "8082:8080")?;
     let mut seen = Vec::new();
     for name in ["one", "two"] {
         let (_, ips) = podman.inspect(name)?;
         expect_answer(&node, &ips, name)?;
         seen.extend(ips);
     }
+    expect_published(&node)?;
     let (netns, _) = podman.inspect("one")?;
     for ip in &podman.inspect("two")?.1 {
         let mut ping = Command::new("nsenter");
@@ -229,6 +253,7 @@ fn podman_containers_start_restart_and_go_without_a_trace() -> Result<()> {
     let (_, ips) = podman.inspect("one")?;
     expect_answer(&node, &ips, "one")?;
     seen.extend(ips);
+    expect_published(&node)?;
     ensure!(node.leases()?.len() == 4, "{:?}", node.leases()?);
 
     // One ends by itself, from podman's view, and one is taken away while it runs.
