@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use dataplane::attachment::records_dir;
 use dataplane::kernel::Kernel;
-use dataplane::netlink::Nftables;
+use dataplane::layout::denials::Denials;
+use dataplane::netlink::{Nftables, PacketLog};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -29,6 +30,7 @@ use crate::runtime::{self, Mail, Outlets, Periods};
 use crate::source::kubernetes::{self, Access, Watches};
 use crate::source::manifests::ManifestDir;
 use crate::source::manifests::watch::{ManifestWatch, POLL_INTERVAL};
+use crate::verdict_log::{self, Target, VerdictLog};
 use crate::{conntrack, events, foreign, health_check, http, loopback};
 
 /// Events between the watches and the owner; more than that delays the watches.
@@ -72,6 +74,10 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
         .context("cannot start the asynchronous runtime")?;
     runtime.block_on(async {
         let socket = Socket::bind(&arguments.socket)?;
+        let packets = listen(&arguments.verdict_log);
+        owner.set_denials(Denials {
+            log: packets.is_some(),
+        });
         for attachment in records::read(&records_dir(&arguments.socket)) {
             owner.attach(attachment);
         }
@@ -90,6 +96,9 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
         let complaints = outlets.complaints.subscribe();
         let (mail, thread) = runtime::start(owner, manifests, health.clone(), periods, outlets)
             .context("cannot start the owner's thread")?;
+        let target = &arguments.verdict_log;
+        let verdict_log = VerdictLog::start(packets, target, mail.clone(), health.clone())
+            .context("cannot start the verdict log's thread")?;
         let reaper = Reaper::start(&arguments.socket, arguments.reap_interval)
             .context("cannot start the reaper's thread")?;
         let owner = mail.clone();
@@ -107,6 +116,9 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
         if reaper.stop().is_err() {
             result = Err(anyhow!("the reaper's thread has panicked"));
         }
+        if verdict_log.stop().is_err() {
+            result = Err(anyhow!("the verdict log's thread has panicked"));
+        }
         // The thread may have ended, which is then the error.
         drop(mail.send(Mail::Stop));
         if thread.join().is_err() {
@@ -114,6 +126,22 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
         }
         result
     })
+}
+
+/// The packets that are denied, where somebody wants to be told and the kernel can tell.
+fn listen(target: &Target) -> Option<PacketLog> {
+    if *target == Target::Off {
+        return None;
+    }
+    verdict_log::listen()
+        .inspect_err(|error| {
+            let error = error as &dyn std::error::Error;
+            tracing::warn!(
+                error,
+                "there is no verdict log; packets are denied all the same"
+            );
+        })
+        .ok()
 }
 
 async fn serve(

@@ -4,10 +4,13 @@ pub mod services;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr as _;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dataplane::attachment::DEFAULT_SOCKET;
+
+use crate::verdict_log::Target;
 
 use services::ServiceFlags;
 
@@ -121,6 +124,10 @@ pub struct Run {
     /// Address for /healthz, /livez, /readyz, /metrics and /proxyMode; none by default.
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<SocketAddr>,
+    /// Where each packet that policy denies is told, as a JSON line: a path, stdout, stderr
+    /// or off. Rates are limited.
+    #[arg(long, value_name = "PATH", default_value = "stdout", value_parser = Target::from_str)]
+    pub verdict_log: Target,
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would show it as help")]
     pub services: ServiceFlags,

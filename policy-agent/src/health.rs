@@ -1,5 +1,6 @@
 //! What the HTTP endpoints show: health and metrics, published by the owner's thread.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::metrics::{ConntrackUse, HealthPath, Metrics};
 use crate::owner::{Observations, Summary};
+use crate::verdict_log::{DeniedBy, LogNumbers};
 
 /// The owner publishes at least every half second; a commit takes less than a second.
 const STUCK: Duration = Duration::from_secs(30);
@@ -90,6 +92,16 @@ impl Health {
     /// Takes the state of connection tracking.
     pub(crate) fn conntrack(&self, now: ConntrackUse) {
         self.state().metrics.conntrack(now);
+    }
+
+    /// Takes the numbers of the verdict log.
+    pub(crate) fn publish_log(&self, numbers: LogNumbers) {
+        self.state().metrics.verdict_log(numbers);
+    }
+
+    /// Adds packets that were denied.
+    pub(crate) fn publish_denied(&self, added: &BTreeMap<DeniedBy, u64>) {
+        self.state().metrics.denied(added);
     }
 
     /// `None`: the owner's thread lives. Else what is wrong.

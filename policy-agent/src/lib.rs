@@ -52,3 +52,4 @@ pub mod runtime;
 pub mod snapshot;
 pub mod source;
 pub mod verdict;
+pub mod verdict_log;

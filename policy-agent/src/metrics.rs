@@ -4,6 +4,8 @@
 //! kube-proxy has a proxier for each IP family, this agent one for both: what has the label
 //! `ip_family` has the same value for either.
 
+use std::collections::BTreeMap;
+
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -12,6 +14,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::owner::{Observations, Summary};
+use crate::verdict_log::{DeniedBy, LogNumbers};
 
 /// A gauge of seconds since the epoch.
 type Timestamp = Gauge<f64, std::sync::atomic::AtomicU64>;
@@ -83,6 +86,11 @@ struct Own {
     conntrack_entries: Gauge,
     conntrack_limit: Gauge,
     conntrack_drops: Counter,
+    denied: Family<DeniedBy, Counter>,
+    records_written: Counter,
+    records_lost: Counter,
+    records_suppressed: Counter,
+    records_failed: Counter,
 }
 
 struct KubeProxy {
@@ -246,6 +254,25 @@ impl Metrics {
         drops.inc_by(now.drops.saturating_sub(counted));
     }
 
+    /// Adds packets that were denied.
+    pub(crate) fn denied(&self, added: &BTreeMap<DeniedBy, u64>) {
+        for (by, packets) in added {
+            self.own.denied.get_or_create(by).inc_by(*packets);
+        }
+    }
+
+    /// Takes the numbers of the verdict log.
+    pub(crate) fn verdict_log(&self, now: LogNumbers) {
+        for (counter, now) in [
+            (&self.own.records_written, now.written),
+            (&self.own.records_lost, now.lost),
+            (&self.own.records_suppressed, now.suppressed),
+            (&self.own.records_failed, now.failed),
+        ] {
+            counter.inc_by(now.saturating_sub(counter.get()));
+        }
+    }
+
     /// Counts an answer to a health check of that path.
     pub(crate) fn answered(&self, path: HealthPath, code: u16) {
         let family = match path {
@@ -293,9 +320,28 @@ impl Own {
         let syncs = counter("syncs", "Successful syncs");
         let sync_failures = counter("sync_failures", "Failed syncs");
         let repairs = counter("repairs", "Times that others had changed our tables");
+        let records_written = counter("verdict_log_written", "Records of the verdict log");
+        let records_lost = counter(
+            "verdict_log_lost",
+            "Messages about denied packets that the kernel had no room for",
+        );
+        let records_suppressed = counter(
+            "verdict_log_suppressed",
+            "Denied packets without a record because there were too many",
+        );
+        let records_failed = counter(
+            "verdict_log_failed",
+            "Records of the verdict log that could not be written",
+        );
         let conntrack_drops = counter(
             "conntrack_drops",
             "Packets that the kernel dropped because connection tracking was full",
+        );
+        let denied = Family::default();
+        registry.register(
+            "denied_packets",
+            "Packets that policy has denied, or that were of unknown addresses",
+            denied.clone(),
         );
         let mut gauge = |name: &str, help: &str| {
             let gauge = Gauge::default();
@@ -324,6 +370,11 @@ impl Own {
             conntrack_entries: gauge("conntrack_entries", "Flows in connection tracking"),
             conntrack_limit: gauge("conntrack_limit", "Flows that connection tracking may have"),
             conntrack_drops,
+            denied,
+            records_written,
+            records_lost,
+            records_suppressed,
+            records_failed,
             syncs,
             sync_failures,
             repairs,

@@ -1,8 +1,8 @@
 //! What becomes of packets that policy denies: counted, told to whoever listens, and
-//! dropped or, by choice, rejected.
+//! dropped.
 //!
 //! ```text
-//! egress-<group>  : no rule matches -> log "egress-<group>" -> denied-egress : drop or reject
+//! egress-<group>  : no rule matches -> log "egress-<group>" -> denied-egress : drop
 //! from-pod        : unknown source  -> log "egress"         -> closed-egress : drop
 //! ```
 //!
@@ -24,7 +24,7 @@ use crate::layout::policy::{Direction, direction_of_tier, is_group};
 use crate::layout::services::endpoint_type;
 use crate::layout::{INET, PerFamily, per_family, regular_chain};
 use crate::object::{Chain, Dynamic, Family, IpFamily, Key, Name, SetSpec, TableId};
-use crate::rule::{Reject, Rule, Statement, Verdict};
+use crate::rule::{Rule, Statement};
 use crate::transaction::{Operation, Transaction};
 
 /// NFLOG group of the messages ("tr"). Others may listen to groups of their own.
@@ -44,8 +44,6 @@ const REMEMBERED: Dynamic = Dynamic {
 const AUDIT: &str = "audit-";
 /// Ends the name of the chain that denies for a tier.
 const DENIED: &str = "-denied";
-/// `IPPROTO_TCP`.
-const TCP: u8 = 6;
 
 /// `source . protocol . source port` of denied packets of Services to what their sender
 /// addressed: `address . port`.
@@ -56,9 +54,6 @@ pub static ORIGINS: PerFamily = per_family!("origins");
 pub struct Denials {
     /// Tell [`LOG_GROUP`].
     pub log: bool,
-    /// Answer what a policy denies with a TCP reset or with ICMP "administratively
-    /// prohibited", instead of silence. Unknown addresses always get silence.
-    pub reject: bool,
 }
 
 /// Which chain a log message is of.
@@ -218,13 +213,7 @@ fn ends(denials: Denials) -> Vec<Rule> {
     if denials.log {
         rules.extend(IpFamily::BOTH.map(remember));
     }
-    if denials.reject {
-        let reset = Statement::Reject(Reject::TcpReset);
-        rules.push(Rule::new().l4proto(TCP).with(reset));
-        rules.push(Rule::new().with(Statement::Reject(Reject::AdminProhibited)));
-    } else {
-        rules.push(Rule::new().verdict(Verdict::Drop));
-    }
+    rules.push(Rule::new().drop());
     rules
 }
 
@@ -252,10 +241,7 @@ fn remember(family: IpFamily) -> Rule {
 pub fn probe() -> Transaction {
     let table = TableId::new(Family::Inet, "trammel-probe");
     let chain = Name::from("probe");
-    let logging = Denials {
-        log: true,
-        reject: false,
-    };
+    let logging = Denials { log: true };
     let mut operations = vec![
         Operation::AddTable {
             table: table.clone(),

@@ -59,10 +59,7 @@ impl Node {
         let bridge = layout::ports::interface_key("cbr0");
         let member = dataplane::object::Element::member();
         desired.insert(&layout::INET, &layout::ports::PORTS_OF_POD, bridge, member);
-        let denials = Denials {
-            log: true,
-            reject: false,
-        };
+        let denials = Denials { log: true };
         denials::set(&mut desired, denials);
         let mut compiler = PolicyCompiler::new(NODE);
         compiler.set_denials(denials);
