@@ -8,6 +8,7 @@
 use std::net::IpAddr;
 
 use dataplane::attachment::{MacAddr, Mode};
+use dataplane::bridge_netfilter;
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -24,9 +25,6 @@ use crate::sysctl::{self, SysctlError};
 /// The alias of a bridge that is completely set up, for routed ports and for mode `l2`.
 const MARK: &str = "trammel";
 const MARK_L2: &str = "trammel l2";
-
-/// Exists where the kernel can hand bridged frames to the packet filter.
-const BRIDGE_NETFILTER: &str = "bridge/bridge-nf-call-iptables";
 
 /// Messages that [`Wanted::push_query`] adds to a batch.
 pub const QUERY_LENGTH: usize = 2;
@@ -231,7 +229,7 @@ impl<'a> Wanted<'a> {
         }
         let index = plan.link.index;
         if plan.adopt {
-            if self.mode == Mode::L2 && !has_netfilter() {
+            if self.mode == Mode::L2 && !bridge_netfilter::is_available() {
                 return Err(BridgeError::NoBridgeNetfilter);
             }
             self.settings()?;
@@ -404,21 +402,6 @@ fn mode_of(mark: Option<&str>) -> Option<Mode> {
         Some(MARK_L2) => Some(Mode::L2),
         _ => None,
     }
-}
-
-/// Whether the kernel can hand bridged frames to the packet filter.
-pub fn has_netfilter() -> bool {
-    sysctl::exists(BRIDGE_NETFILTER)
-}
-
-/// Whether ports may be isolated.
-///
-/// Isolation keeps a pod that adds a route of its own from reaching a neighbour
-/// past the host's IP stack. While the bridge hands frames to the packet filter
-/// (`bridge-nf-call-*`), however, a packet that is redirected there to a pod on
-/// the same bridge leaves by the bridge, and isolation would drop it.
-pub fn may_isolate() -> bool {
-    !sysctl::is_on(BRIDGE_NETFILTER) && !sysctl::is_on("bridge/bridge-nf-call-ip6tables")
 }
 
 #[cfg(test)]

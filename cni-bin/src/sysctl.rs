@@ -16,16 +16,6 @@ pub struct SysctlError {
     source: io::Error,
 }
 
-/// Whether a setting exists and begins with "1".
-pub fn is_on(name: &str) -> bool {
-    fs::read(path(name)).is_ok_and(|value| value.starts_with(b"1"))
-}
-
-/// Whether a setting exists.
-pub fn exists(name: &str) -> bool {
-    path(name).exists()
-}
-
 /// Whether the kernel has IPv6 in this namespace.
 pub fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6").exists()

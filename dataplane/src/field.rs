@@ -33,6 +33,8 @@ pub enum Field {
     Ip6Saddr,
     /// `ip6 daddr`.
     Ip6Daddr,
+    /// `ip6 hoplimit`, 1 byte.
+    Ip6HopLimit,
     /// `th sport`.
     Sport,
     /// `th dport`.
@@ -91,7 +93,11 @@ impl Field {
     /// Length in bytes.
     pub const fn size(self) -> usize {
         match self {
-            Self::NfProto | Self::L4Proto | Self::Icmpv6Type | Self::CtDirection => 1,
+            Self::NfProto
+            | Self::L4Proto
+            | Self::Ip6HopLimit
+            | Self::Icmpv6Type
+            | Self::CtDirection => 1,
             Self::EtherType | Self::Sport | Self::Dport | Self::CtOrigProtoDst => 2,
             Self::ArpSaddrIp
             | Self::IpSaddr
@@ -130,6 +136,7 @@ impl Field {
             Self::IpDaddr => "ip daddr",
             Self::Ip6Saddr => "ip6 saddr",
             Self::Ip6Daddr => "ip6 daddr",
+            Self::Ip6HopLimit => "ip6 hoplimit",
             Self::Sport => "th sport",
             Self::Dport => "th dport",
             Self::Icmpv6Type => "icmpv6 type",
@@ -176,6 +183,7 @@ impl Field {
             }
             Self::NfProto
             | Self::EtherType
+            | Self::Ip6HopLimit
             | Self::Icmpv6Type
             | Self::CtState
             | Self::CtStatus
@@ -214,6 +222,7 @@ impl Field {
                 143 => "mld2-listener-report".to_owned(),
                 other => other.to_string(),
             },
+            Self::Ip6HopLimit => number().to_string(),
             Self::CtState => print_ct_state(number()),
             Self::CtStatus => print_ct_status(number()),
             Self::CtDirection => ["original", "reply"][usize::from(number() != 0)].to_owned(),

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  bridge prerouting -300  ports      a pod's port sends from its own addresses only
+//!  inet   prerouting -300  links      the same for a pod's link that is no port
 //!  inet   prerouting -300  loopback   127.0.0.0/8 is this node's own
 //!  inet   prerouting -110  restrict   loadBalancerSourceRanges     (and output -110)
 //!  inet   prerouting -100  services   frontends -> endpoints       (and output -100)

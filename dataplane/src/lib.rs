@@ -25,6 +25,7 @@
 //! and `CAP_NET_ADMIN` in the network namespace. No `nft` program is run.
 
 pub mod attachment;
+pub mod bridge_netfilter;
 pub mod datatype;
 pub mod desired;
 pub mod diff;

@@ -384,8 +384,8 @@ impl Walk<'_, '_> {
             Field::Iifname => Some(bytes.ifname(&packet.iifname).build()),
             Field::Oifname => Some(bytes.ifname(packet.oifname.as_ref()?).build()),
             Field::EtherSaddr => exact(&packet.ether_saddr.0),
-            // The packets of the tracer are IP.
-            Field::ArpSaddrEther | Field::ArpSaddrIp | Field::NdTarget => None,
+            // The packets of the tracer are IP, and routed.
+            Field::ArpSaddrEther | Field::ArpSaddrIp | Field::Ip6HopLimit | Field::NdTarget => None,
             Field::IpSaddr => of_family(IpFamily::V4, packet.saddr),
             Field::IpDaddr => of_family(IpFamily::V4, packet.daddr),
             Field::Ip6Saddr => of_family(IpFamily::V6, packet.saddr),

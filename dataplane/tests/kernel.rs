@@ -9,7 +9,7 @@ use dataplane::desired::Desired;
 use dataplane::diff::diff;
 use dataplane::fake::Fake;
 use dataplane::kernel::{CommitError, Kernel};
-use dataplane::layout::{self, BRIDGE, INET, policy, ports, services};
+use dataplane::layout::{self, INET, policy, ports, services};
 use dataplane::netlink::Nftables;
 use dataplane::object::{Element, IpFamily, Ruleset};
 
@@ -72,9 +72,14 @@ fn sample() -> Desired {
         ports::interface_key("cbr0"),
         Element::member(),
     );
-    for (family, key) in ports::senders(&attachment) {
+    let routed = Attachment {
+        mode: Mode::Routed,
+        bridge: None,
+        ..attachment.clone()
+    };
+    for sender in [&attachment, &routed].into_iter().flat_map(ports::senders) {
         let element = Element::member().with_comment("default/web");
-        desired.insert(&BRIDGE, ports::SENDERS.of(family), key, element);
+        desired.insert(sender.table, sender.set, sender.key, element);
     }
     everything_of_services(&mut desired);
     for (vip, endpoint) in [("10.96.0.1", "10.88.0.2"), ("fd96::1", "fd88::2")] {

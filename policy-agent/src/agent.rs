@@ -23,6 +23,7 @@ use crate::complaint::Complaints;
 use crate::config::Config;
 use crate::config::services::ServiceConfig;
 use crate::health::Health;
+use crate::isolation;
 use crate::owner::{Owner, Settings};
 use crate::reaper::Reaper;
 use crate::records;
@@ -182,6 +183,8 @@ async fn serve(
         servers.spawn(http::serve_when_free(address, router));
     }
     servers.spawn(watch_conntrack(health.clone()));
+    let records = records_dir(&arguments.socket);
+    servers.spawn(isolation::follow(records, mail.clone()));
 
     tracing::info!(node = arguments.node_name, socket = %arguments.socket.display(), "running");
     let mut terminate = signal(SignalKind::terminate())?;

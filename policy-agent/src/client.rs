@@ -69,6 +69,11 @@ pub fn status(client: &Client) -> anyhow::Result<ExitCode> {
             summary.policies, summary.policy_generation, summary.policy.groups, summary.policy.sets
         );
         println!("pods        {} known", summary.pods);
+        match status.ports_isolated {
+            Some(true) => println!("ports       isolated"),
+            Some(false) => println!("ports       not isolated: bridge-nf-call-iptables is 1"),
+            None => {}
+        }
         println!("attachments {}", status.attachments.len());
         for attachment in &status.attachments {
             let ips: Vec<_> = attachment.ips.iter().map(ToString::to_string).collect();

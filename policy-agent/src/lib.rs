@@ -37,6 +37,7 @@ pub mod health_check;
 pub mod http;
 pub mod index;
 pub(crate) mod inspect;
+pub mod isolation;
 pub mod lint;
 mod listeners;
 pub mod loopback;

@@ -30,7 +30,7 @@ use dataplane::kernel::Kernel;
 use dataplane::layout;
 use dataplane::layout::denials::Denials;
 use dataplane::layout::policy::Direction;
-use dataplane::layout::{BRIDGE, GENERATION_MASK, INET, policy, ports};
+use dataplane::layout::{GENERATION_MASK, INET, policy, ports};
 use dataplane::object::{Element, IpFamily};
 use proxy::model::{ObjectKey, Service};
 use proxy::{NodeIdentity, Proxy};
@@ -78,6 +78,8 @@ pub struct Owner<K> {
     nat: nat::NatClaims,
     /// Objects that cannot be used, with the reason.
     invalid: BTreeMap<(Kind, ObjectKey), String>,
+    /// Whether bridge ports are isolated, see [`crate::isolation`].
+    ports_isolated: Option<bool>,
     /// Whether something has changed since the last sync.
     dirty: bool,
     /// Whether live flows are still to be judged anew for something that has.
@@ -109,6 +111,7 @@ impl<K: Kernel> Owner<K> {
             interfaces: BTreeMap::new(),
             nat: nat::NatClaims::default(),
             invalid: BTreeMap::new(),
+            ports_isolated: None,
             dirty: false,
             narrowed: false,
             revision: 0,
@@ -127,6 +130,11 @@ impl<K: Kernel> Owner<K> {
     /// The kernel that it writes to.
     pub const fn kernel_mut(&mut self) -> &mut K {
         &mut self.kernel
+    }
+
+    /// Notes whether bridge ports are isolated, for the status.
+    pub const fn set_ports_isolated(&mut self, isolated: bool) {
+        self.ports_isolated = Some(isolated);
     }
 
     /// Whether a sync has something to do.
@@ -397,10 +405,10 @@ impl<K: Kernel> Owner<K> {
             .as_ref()
             .map(|pod| format!("{}/{}", pod.namespace, pod.name))
             .unwrap_or_default();
-        for (family, key) in ports::senders(attachment) {
+        for sender in ports::senders(attachment) {
             let element = Element::member().with_comment(&comment);
             self.desired
-                .insert(&BRIDGE, ports::SENDERS.of(family), key, element);
+                .insert(sender.table, sender.set, sender.key, element);
         }
         if let Some(bridge) = &attachment.bridge {
             let users = self.interfaces.entry(bridge.clone()).or_default();
@@ -419,9 +427,8 @@ impl<K: Kernel> Owner<K> {
             return;
         }
         self.forget_nat(&attachment);
-        for (family, key) in ports::senders(&attachment) {
-            self.desired
-                .remove(&BRIDGE, ports::SENDERS.of(family), &key);
+        for sender in ports::senders(&attachment) {
+            self.desired.remove(sender.table, sender.set, &sender.key);
         }
         let Some(bridge) = &attachment.bridge else {
             return;
@@ -447,9 +454,9 @@ impl<K: Kernel> Owner<K> {
     /// Whether the elements that open a port are desired: an address that is not bound, or
     /// that the kernel refuses, is closed.
     pub(super) fn is_admitted(&self, attachment: &Attachment) -> bool {
-        let may_send = ports::senders(attachment).into_iter().all(|(family, key)| {
-            let senders = ports::SENDERS.of(family);
-            self.desired.get(&BRIDGE, senders, &key).is_some()
+        let may_send = ports::senders(attachment).into_iter().all(|sender| {
+            let element = self.desired.get(sender.table, sender.set, &sender.key);
+            element.is_some()
         });
         let is_bound = |ip: &std::net::IpAddr| {
             let key = Bytes::new().addr(*ip).build();

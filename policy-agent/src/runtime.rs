@@ -48,6 +48,8 @@ pub enum Mail {
     Complaints(&'static str, Vec<Complaint>),
     /// Somebody asks.
     Call(Call),
+    /// Whether the pods' bridge ports are isolated now.
+    PortsIsolated(bool),
     /// Nothing: whoever sends it wants to know whether it can be sent.
     Ping,
     /// End. The tables stay as they are.
@@ -251,6 +253,7 @@ impl<K: Kernel> Runtime<K> {
                 self.note_change();
             }
             Mail::Call(call) => self.call(call),
+            Mail::PortsIsolated(isolated) => self.owner.set_ports_isolated(isolated),
             Mail::Ping => {}
             Mail::Stop => unreachable!("the loop ends at it"),
         }

@@ -29,8 +29,14 @@ fn pods() -> Vec<(&'static str, Value)> {
 #[test]
 fn a_pod_cannot_speak_for_an_address_that_is_not_its_own() -> Result<()> {
     require_root!();
-    for bridge_nf in [false, true] {
+    for (mode, bridge_nf) in [
+        ("routed-ports", false),
+        ("routed-ports", true),
+        ("l2", false),
+        ("routed", false),
+    ] {
         let node = Node::with_bridge_nf(bridge_nf)?;
+        node.write_conflist(&node.conflist(json!({"mode": mode})))?;
         let scene = Scene::start(&node, &pods(), &[])?;
         let thief = &scene.pod("lab/probe").netns;
         let victim = scene.pod("shop/front");
@@ -62,7 +68,7 @@ fn a_pod_cannot_speak_for_an_address_that_is_not_its_own() -> Result<()> {
                 .iter()
                 .filter(|ip| Family::of(**ip) == family && **ip != own)
                 .collect();
-            assert!(forged.is_empty(), "{forged:?} arrived");
+            assert!(forged.is_empty(), "{mode}: {forged:?} arrived");
         }
     }
     Ok(())

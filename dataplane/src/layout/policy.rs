@@ -279,6 +279,7 @@ fn install_base_chains(desired: &mut Desired) {
 
     let mut forward = common.clone();
     forward.push(Rule::new().ct_new().jump(CLUSTER_IPS_CHAIN));
+    forward.extend(super::ports::neighbour_discovery());
     forward.extend(from_pods(|rule| rule.goto(FROM_POD)));
     forward.extend(to_pods(|rule| rule.goto(TO_POD)));
     base_chain(

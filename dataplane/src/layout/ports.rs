@@ -4,6 +4,10 @@
 //! the inet family their interface is the bridge. So the guard is a bridge table: what a
 //! port with our prefix sends must have the MAC and the source address of the
 //! attachment behind it. A port that no attachment vouches for sends nothing.
+//!
+//! A *routed* veth is no port, and in the inet family it is the interface itself: its guard
+//! is a chain of that table. Nobody else is on its link, so the address is all there is to
+//! compare.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::LazyLock;
@@ -13,13 +17,15 @@ use crate::datatype::{Bytes, DataType, Type};
 use crate::desired::Desired;
 use crate::field::Field;
 use crate::layout::{BRIDGE, INET, PRIORITY_PORTS, PerFamily, base_chain, per_family};
-use crate::object::{ChainType, Hook, IpFamily, Key, Name, SetSpec};
+use crate::object::{ChainType, Hook, IpFamily, Key, Name, SetSpec, TableId};
 use crate::rule::Rule;
 
 /// Names of the interfaces behind which pods are: bridges.
 pub static PORTS_OF_POD: LazyLock<Name> = LazyLock::new(|| "pod-interfaces".into());
 /// `port . MAC . address` that may send.
 pub static SENDERS: PerFamily = per_family!("senders");
+/// `interface . address` that may send by a routed veth.
+pub static LINK_SENDERS: PerFamily = per_family!("link-senders");
 
 /// `ETH_P_IP`, `ETH_P_ARP`, `ETH_P_IPV6`.
 const IP: [u8; 2] = [0x08, 0x00];
@@ -40,19 +46,39 @@ pub fn interface_key(name: &str) -> Key {
     Bytes::new().ifname(name).build()
 }
 
-/// The elements of [`SENDERS`] that an attachment vouches for: its addresses, and its
-/// link-local address where it has IPv6.
-pub fn senders(attachment: &Attachment) -> Vec<(IpFamily, Key)> {
+/// An element that lets an interface send.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Sender {
+    /// The table of [`set`](Self::set).
+    pub table: &'static TableId,
+    /// [`SENDERS`] or [`LINK_SENDERS`] of the address's family.
+    pub set: &'static Name,
+    /// The element's key.
+    pub key: Key,
+}
+
+/// The elements that an attachment vouches for: its addresses, and its link-local address
+/// where it has IPv6.
+pub fn senders(attachment: &Attachment) -> Vec<Sender> {
     let has_v6 = attachment.ips.iter().any(IpAddr::is_ipv6);
     let link_local = has_v6.then(|| IpAddr::from(attachment.mac.link_local()));
     let addresses = attachment.ips.iter().copied().chain(link_local);
     addresses
         .map(|address| {
-            let key = Bytes::new()
-                .ifname(&attachment.host_ifname)
-                .mac(attachment.mac)
-                .addr(address);
-            (IpFamily::of(address), key.build())
+            let family = IpFamily::of(address);
+            let interface = Bytes::new().ifname(&attachment.host_ifname);
+            match attachment.bridge {
+                Some(_) => Sender {
+                    table: &BRIDGE,
+                    set: SENDERS.of(family),
+                    key: interface.mac(attachment.mac).addr(address).build(),
+                },
+                None => Sender {
+                    table: &INET,
+                    set: LINK_SENDERS.of(family),
+                    key: interface.addr(address).build(),
+                },
+            }
         })
         .collect()
 }
@@ -68,6 +94,24 @@ pub(super) fn no_redirects() -> Rule {
         .eq(Field::Icmpv6Type, &[REDIRECT])
         .drop()
         .comment("neighbours are reached through this node")
+}
+
+/// For the forward hook: pods of a bridge whose frames it hands to the packet filter (mode
+/// `l2`) find each other's addresses past the policies, which know no multicast. A hop
+/// limit of 255 (RFC 4861 section 7.1) proves that the packet was bridged: routing it takes
+/// one off before this hook.
+pub(super) fn neighbour_discovery() -> [Rule; 2] {
+    [NEIGHBOUR_SOLICIT, NEIGHBOUR_ADVERT].map(|kind| {
+        Rule::new()
+            .family(IpFamily::V6)
+            .l4proto(58)
+            .eq(Field::Icmpv6Type, &[kind])
+            .eq(Field::Ip6HopLimit, &[255])
+            .in_set(&[Field::Iifname], PORTS_OF_POD.clone())
+            .in_set(&[Field::Oifname], PORTS_OF_POD.clone())
+            .accept()
+            .comment("pods of one link look for each other")
+    })
 }
 
 pub(super) fn install(desired: &mut Desired) {
@@ -86,6 +130,25 @@ pub(super) fn install(desired: &mut Desired) {
             ),
         );
     }
+    for family in IpFamily::BOTH {
+        let ty = Type::of(&[DataType::Ifname, family.addr_type()]);
+        desired.set(
+            &INET,
+            LINK_SENDERS.of(family),
+            SetSpec::set(
+                ty,
+                "interface . address of this node's pods without a bridge",
+            ),
+        );
+    }
+    base_chain(
+        desired,
+        &INET,
+        "links",
+        (ChainType::Filter, Hook::Prerouting, PRIORITY_PORTS),
+        "a pod's own link sends from its own addresses only",
+        link_guard(),
+    );
     base_chain(
         desired,
         &BRIDGE,
@@ -94,6 +157,29 @@ pub(super) fn install(desired: &mut Desired) {
         "a pod's port sends from its own addresses only",
         guard(),
     );
+}
+
+fn link_guard() -> Vec<Rule> {
+    let icmpv6 = |kind: u8| {
+        let rule = Rule::new().family(IpFamily::V6).l4proto(58);
+        rule.eq(Field::Icmpv6Type, &[kind]).counter().drop()
+    };
+    let known = |family: IpFamily| {
+        let fields = [Field::Iifname, family.saddr()];
+        let senders = LINK_SENDERS.of(family).clone();
+        Rule::new().family(family).in_set(&fields, senders).accept()
+    };
+    vec![
+        Rule::new()
+            .ne(Field::Iifname, PORT_PREFIX.as_bytes())
+            .accept()
+            .comment("links of others"),
+        icmpv6(ROUTER_ADVERT),
+        icmpv6(REDIRECT),
+        known(IpFamily::V4),
+        known(IpFamily::V6),
+        Rule::new().counter().drop().comment("unknown sender"),
+    ]
 }
 
 fn guard() -> Vec<Rule> {

@@ -23,6 +23,9 @@ pub struct Status {
     pub summary: Summary,
     /// Attachments of this node, and which of them are open to their policies.
     pub attachments: Vec<AttachmentStatus>,
+    /// Whether ports of pods on bridges are isolated: they are unless bridges hand frames to
+    /// the packet filter (`net.bridge.bridge-nf-call-iptables`). Unknown at first.
+    pub ports_isolated: Option<bool>,
     /// Everything that is wrong with an object, by its kind and key.
     pub problems: Vec<Problem>,
 }
@@ -146,6 +149,7 @@ impl<K: Kernel> Owner<K> {
         Status {
             summary: self.summary(),
             attachments: attachments.collect(),
+            ports_isolated: self.ports_isolated,
             problems: self.problems(),
         }
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use dataplane::attachment::Mode;
+use dataplane::bridge_netfilter;
 use ipnet::IpNet;
 use nix::errno::Errno;
 
@@ -37,7 +38,7 @@ impl Plan<'_> {
             hairpin: self.config.port.hairpin,
             isolated: match self.config.port.mode {
                 Mode::L2 => self.config.port.isolated,
-                Mode::RoutedPorts | Mode::Routed => bridge::may_isolate(),
+                Mode::RoutedPorts | Mode::Routed => !bridge_netfilter::is_on(),
             },
         };
         let mut batch = Batch::default();

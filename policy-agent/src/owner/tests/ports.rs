@@ -1,9 +1,9 @@
 //! Attachments: who may send, where pods are, and what their addresses are bound to.
 
-use dataplane::attachment::Attachment;
+use dataplane::attachment::{Attachment, Mode};
+use dataplane::layout::INET;
 use dataplane::layout::policy::Direction;
-use dataplane::layout::ports::{PORTS_OF_POD, SENDERS, interface_key, senders};
-use dataplane::layout::{BRIDGE, INET};
+use dataplane::layout::ports::{PORTS_OF_POD, interface_key, senders};
 use dataplane::object::IpFamily;
 
 use super::harness::{Node, World};
@@ -28,10 +28,10 @@ fn attach(node: &mut Node, attachment: &Attachment) {
 /// Whether all, or none, of the elements of its port are in the kernel.
 fn may_send(node: &mut Node, attachment: &Attachment) -> bool {
     let ruleset = node.ruleset();
-    let sets = &ruleset.tables[&*BRIDGE].sets;
-    let mut present = senders(attachment)
-        .into_iter()
-        .map(|(family, key)| sets[SENDERS.of(family)].elements.contains_key(&key));
+    let mut present = senders(attachment).into_iter().map(|sender| {
+        let set = &ruleset.tables[sender.table].sets[sender.set];
+        set.elements.contains_key(&sender.key)
+    });
     let first = present.next().expect("an address");
     assert!(present.all(|other| other == first), "all or none");
     first
@@ -103,6 +103,22 @@ fn a_pod_that_was_recreated_is_another_pod() {
     attach(&mut node, &second);
     assert!(node.owner.is_programmed(&second.key));
     assert!(is_bound(&mut node, "10.88.0.3") && !is_bound(&mut node, "10.88.0.2"));
+}
+
+/// A veth that is no port of a bridge has no bridge to be known by, and its own guard.
+#[test]
+fn a_pod_without_a_bridge_is_admitted_by_its_own_link() {
+    let mut node = node();
+    let mut web = attachment("c1", Some("x/web"), &["10.88.0.2", "fd88::2"]);
+    (web.mode, web.bridge) = (Mode::Routed, None);
+    node.apply(pod("x/web", "", "web"));
+    attach(&mut node, &web);
+    assert!(may_send(&mut node, &web) && node.owner.is_programmed(&web.key));
+    let tables = senders(&web).into_iter().map(|sender| sender.table);
+    assert!(tables.into_iter().all(|table| *table == *INET));
+    assert!(node.owner.detach(&web.key));
+    node.settle();
+    assert!(!may_send(&mut node, &web));
 }
 
 #[test]

@@ -173,7 +173,7 @@ fn a_policy_that_is_deleted_while_refused_leaves_nothing() {
 #[test]
 fn an_attachment_whose_elements_are_refused_is_not_programmed() {
     let web = attachment("c1", Some("x/web"), &["10.88.0.2"]);
-    let sender = dataplane::layout::ports::senders(&web).remove(0).1;
+    let sender = dataplane::layout::ports::senders(&web).remove(0).key;
     for (set, key) in [
         (
             Direction::Egress.map(IpFamily::V4),
@@ -205,7 +205,7 @@ fn an_attachment_whose_elements_are_refused_is_not_programmed() {
 #[test]
 fn a_detached_port_is_not_put_back_by_a_later_sync() {
     let web = attachment("c1", Some("x/web"), &["10.88.0.2"]);
-    let sender = dataplane::layout::ports::senders(&web).remove(0).1;
+    let sender = dataplane::layout::ports::senders(&web).remove(0).key;
     let mut node = Node::new();
     node.list(&world());
     node.settle();
