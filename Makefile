@@ -6,7 +6,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # system. The target has to be named, or the flag reaches procedural macros as
 # well, which are shared objects.
 STATIC := RUSTFLAGS="$(RUSTFLAGS) -C target-feature=+crt-static" $(CARGO) build --release --target $(HOST)
-PROGRAMS := trammel trammel-agent trammel-demo
+PROGRAMS := trammel trammel-ipam trammel-agent trammel-demo
 RELEASE := target/release
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 

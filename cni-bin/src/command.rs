@@ -8,6 +8,8 @@ pub mod leases;
 pub mod status;
 pub mod teardown;
 
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use dataplane::attachment::AttachmentKey;
@@ -20,6 +22,7 @@ use crate::bridge::BridgeError;
 use crate::nat::NatError;
 use crate::netlink::NetlinkError;
 use crate::netns::{Netns, NetnsError};
+use crate::spec::result::Dns;
 use crate::spec::{Code, Error, Target};
 use crate::sysctl::SysctlError;
 
@@ -43,11 +46,20 @@ fn refuse_own(home: &Netns, netns: &Netns, target: &Target) -> Result<(), Error>
 }
 
 /// Who holds the leases of an attachment.
-fn owner(key: &AttachmentKey) -> Owner {
+pub(crate) fn owner(key: &AttachmentKey) -> Owner {
     Owner {
         container_id: key.container_id.clone(),
         ifname: Some(key.ifname.clone()),
     }
+}
+
+/// Name resolution out of a file.
+pub(crate) fn resolv_conf(path: &Path) -> Result<Dns, Error> {
+    let text = fs::read_to_string(path).map_err(|error| {
+        let message = format!("ipam.resolvConf: cannot read {}: {error}", path.display());
+        Error::new(Code::Io, message)
+    })?;
+    Ok(Dns::from_resolv_conf(&text))
 }
 
 impl From<NetnsError> for Error {

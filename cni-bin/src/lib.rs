@@ -11,7 +11,8 @@
 //!   kernel. Blocking, one thread, a handful of system calls. [`signals`]: ADD is not ended
 //!   by them half way.
 //! * [`nat`]: hostPorts and masquerading.
-//! * [`delegate`]: an IPAM plugin of others.
+//! * [`delegate`]: an IPAM plugin of others. [`ipam_plugin`]: ours, for main plugins of
+//!   others.
 //! * [`attachment`]: records of what was done. [`reap`]: those that nobody will undo.
 //!   [`agent`]: the conversation with the process that enforces policies.
 
@@ -20,6 +21,7 @@ pub mod attachment;
 pub mod bridge;
 pub mod command;
 pub mod delegate;
+pub mod ipam_plugin;
 pub mod link;
 pub mod mtu;
 pub mod nat;
@@ -45,12 +47,14 @@ use signals::Deferred;
 use spec::version::{self, Version};
 use spec::{Code, Document, Environment, Error, Verb};
 
-/// Printed when someone runs the plugin by hand.
+/// Printed behind a plugin's name when someone runs it by hand.
 const ABOUT: &str = concat!(
-    "trammel ",
     env!("CARGO_PKG_VERSION"),
     ": CNI plugin; CNI protocol versions supported: 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0"
 );
+
+/// How a plugin serves the verbs that come with a configuration: all but VERSION.
+type Serve = fn(Verb, &Document, &Environment) -> Result<(), Error>;
 
 /// Far more than any configuration; a runtime that sends more is broken.
 const LARGEST_INPUT: u64 = 8 << 20;
@@ -60,6 +64,15 @@ const VERSION_INPUT: Duration = Duration::from_millis(200);
 
 /// Carries out the one request that environment and standard input hold.
 pub fn run(variables: impl IntoIterator<Item = (OsString, OsString)>) -> ExitCode {
+    run_plugin("trammel", variables, serve)
+}
+
+/// Carries out one request to the plugin `name`.
+fn run_plugin(
+    name: &str,
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+    serve: Serve,
+) -> ExitCode {
     let outcome = Environment::new(variables).and_then(|environment| {
         let verb = environment.verb()?;
         Ok((environment, verb))
@@ -68,7 +81,7 @@ pub fn run(variables: impl IntoIterator<Item = (OsString, OsString)>) -> ExitCod
     match outcome {
         Err(error) => exit(Err(error), newest),
         Ok((_, None)) => {
-            eprintln!("{ABOUT}");
+            eprintln!("{name} {ABOUT}");
             ExitCode::SUCCESS
         }
         Ok((_, Some(Verb::Version))) => {
@@ -76,15 +89,16 @@ pub fn run(variables: impl IntoIterator<Item = (OsString, OsString)>) -> ExitCod
         }
         Ok((environment, Some(verb))) => {
             let mut asked = newest.to_owned();
-            let outcome = serve(&environment, verb, &mut asked);
+            let outcome = read(&environment, verb, &mut asked)
+                .and_then(|document| serve(verb, &document, &environment));
             exit(outcome, &asked)
         }
     }
 }
 
-/// Serves all verbs but VERSION. `asked` becomes the version that errors carry:
-/// the configuration's, as far as it says one.
-fn serve(environment: &Environment, verb: Verb, asked: &mut String) -> Result<(), Error> {
+/// Reads the configuration. `asked` becomes the version that errors carry: the
+/// configuration's, as far as it says one.
+fn read(environment: &Environment, verb: Verb, asked: &mut String) -> Result<Document, Error> {
     // Before anything is read: a person who forgot a variable sits at a terminal.
     if matches!(verb, Verb::Add | Verb::Del | Verb::Check) {
         environment.target(verb)?;
@@ -109,17 +123,21 @@ fn serve(environment: &Environment, verb: Verb, asked: &mut String) -> Result<()
         );
         return Err(Error::new(Code::IncompatibleVersion, message));
     }
+    Ok(document)
+}
+
+fn serve(verb: Verb, document: &Document, environment: &Environment) -> Result<(), Error> {
     match verb {
         Verb::Add => {
             let target = environment.target(verb)?;
             let signals = Deferred::block()?;
-            let pending = command::add::add(&document, environment, &target)?;
+            let pending = command::add::add(document, environment, &target)?;
             report(pending, &signals)
         }
-        Verb::Del => command::del::del(&document, environment, &environment.target(verb)?),
-        Verb::Check => command::check::check(&document, environment, &environment.target(verb)?),
-        Verb::Gc => command::gc::gc(&document, environment),
-        Verb::Status => command::status::status(&document, environment),
+        Verb::Del => command::del::del(document, environment, &environment.target(verb)?),
+        Verb::Check => command::check::check(document, environment, &environment.target(verb)?),
+        Verb::Gc => command::gc::gc(document, environment),
+        Verb::Status => command::status::status(document, environment),
         Verb::Version => print(&version::answer(None)),
     }
 }

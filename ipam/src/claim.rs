@@ -196,5 +196,12 @@ impl Claim<'_> {
     }
 }
 
+impl Locked {
+    /// Whether an address of the set is free.
+    pub fn has_free(&self, set: &RangeSet) -> bool {
+        candidates(set, None).any(|ip| !self.is_reserved(ip))
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -21,6 +21,11 @@ pub fn plugin() -> PathBuf {
     bin_dir().join("trammel")
 }
 
+/// The IPAM plugin.
+pub fn ipam_plugin() -> PathBuf {
+    bin_dir().join("trammel-ipam")
+}
+
 /// The agent.
 pub fn agent() -> PathBuf {
     bin_dir().join("trammel-agent")
@@ -36,6 +41,7 @@ pub fn cnitool() -> PathBuf {
 pub fn check() -> Result<()> {
     for (path, target) in [
         (plugin(), "build"),
+        (ipam_plugin(), "build"),
         (agent(), "build"),
         (cnitool(), "setup"),
     ] {

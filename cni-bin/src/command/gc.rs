@@ -83,7 +83,8 @@ fn free_unlisted(
     Ok(())
 }
 
-fn is_listed(holder: &Owner, valid: &BTreeSet<ValidAttachment>) -> bool {
+/// Whether a lease of `holder` belongs to an attachment that GC must keep.
+pub(crate) fn is_listed(holder: &Owner, valid: &BTreeSet<ValidAttachment>) -> bool {
     valid.iter().any(|entry| {
         let owner = Owner {
             container_id: entry.container_id.clone(),

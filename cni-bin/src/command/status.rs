@@ -1,12 +1,13 @@
 //! STATUS.
 
 use dataplane::attachment::{Mode, Request};
-use ipam::Store;
+use dataplane::bridge_netfilter;
+use ipam::{ClaimError, Store};
 
 use super::LOCK_TIMEOUT;
 use crate::agent::Agent;
 use crate::attachment::Records;
-use crate::bridge::{self, BridgeError};
+use crate::bridge::BridgeError;
 use crate::delegate::Delegate;
 use crate::link;
 use crate::spec::args::ExtraArgs;
@@ -15,11 +16,11 @@ use crate::spec::{Code, Document, Environment, Error, Ipam, Verb};
 /// Says whether an ADD could succeed: the configuration is right, leases can be
 /// written, and the agent is there where it must be.
 ///
-/// That addresses have run out is no failure of the node: containerd would
-/// report it not ready, and its running pods would be evicted.
+/// That addresses have run out is no failure of the node unless the configuration says
+/// so: containerd would report it not ready, and its running pods would be evicted.
 pub fn status(document: &Document, environment: &Environment) -> Result<(), Error> {
     let config = document.config(&ExtraArgs::default())?;
-    if config.port.mode == Mode::L2 && !bridge::has_netfilter() {
+    if config.port.mode == Mode::L2 && !bridge_netfilter::is_available() {
         return Err(not_available(&BridgeError::NoBridgeNetfilter));
     }
     if let Some(error) = bridge_is_gone(document)? {
@@ -28,11 +29,16 @@ pub fn status(document: &Document, environment: &Environment) -> Result<(), Erro
     match &document.ipam {
         Ipam::InProcess => {
             let store = Store::new(&document.data_dir, &document.network);
-            drop(
-                store
-                    .lock(LOCK_TIMEOUT)
-                    .map_err(|error| not_available(&error))?,
-            );
+            let locked = store.lock(LOCK_TIMEOUT);
+            let locked = locked.map_err(|error| not_available(&error))?;
+            let pool = config.pool.iter().filter(|_| config.status_exhausted);
+            let mut sets = pool.flat_map(|pool| &pool.ranges);
+            if let Some(set) = sets.find(|set| !locked.has_free(set)) {
+                let error = ClaimError::Exhausted {
+                    set: set.to_string(),
+                };
+                return Err(not_available(&error));
+            }
         }
         Ipam::Plugin(name) => Delegate::find(name, document, environment)?.forward(Verb::Status)?,
         Ipam::Nobody => {}

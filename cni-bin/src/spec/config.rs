@@ -74,6 +74,8 @@ pub struct Config {
     pub pool: Option<Pool>,
     /// Name resolution for the result.
     pub dns: Dns,
+    /// `statusExhausted`: whether STATUS reports that addresses have run out.
+    pub status_exhausted: bool,
     /// Ports of the host that lead to the pod.
     pub port_mappings: Vec<PortMapping>,
     /// `ipMasq`: whether the pod is masqueraded outside of its networks.
@@ -161,6 +163,7 @@ impl Document {
             default_route: default_route.or((!port.is_gateway).then_some(false)),
             mac: options::mac(runtime.as_ref(), cni_args.as_ref(), args)?,
             dns: options::dns(&root, runtime.as_ref())?,
+            status_exhausted: root.boolean("statusExhausted")?.unwrap_or(false),
             port,
             pool,
             port_mappings: port_mappings::port_mappings(&root, runtime.as_ref())?,
@@ -172,6 +175,13 @@ impl Document {
     /// What the allocator in this process works with, whatever the rest says.
     pub fn pool(&self, args: &ExtraArgs) -> Result<Pool, Error> {
         Pool::of(&Object::root(&self.root), args)
+    }
+
+    /// `ipam.dataDir`, whoever the section is for.
+    pub fn ipam_data_dir(&self) -> Result<PathBuf, Error> {
+        let section = Object::root(&self.root).object("ipam")?;
+        let stated = section.map(|ipam| ipam.text("dataDir")).transpose()?;
+        absolute("ipam.dataDir", stated.flatten().unwrap_or(DEFAULT_DATA_DIR))
     }
 
     /// The whole configuration, for a plugin that a part of the work is delegated to.

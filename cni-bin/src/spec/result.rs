@@ -33,8 +33,9 @@ pub struct Ip {
     pub address: IpNet,
     /// The gateway.
     pub gateway: Option<IpAddr>,
-    /// The interface that has it: its position in the same list of interfaces.
-    pub interface: usize,
+    /// The interface that has it: its position in the same list of interfaces. `None` in
+    /// the answer of an IPAM plugin, which makes none.
+    pub interface: Option<usize>,
 }
 
 /// A route, of a configuration or a result.
@@ -313,7 +314,10 @@ fn interface_json(interface: &Interface) -> Value {
 }
 
 fn ip_json(ip: &Ip, offset: usize) -> Value {
-    let mut object = json!({ "address": ip.address, "interface": ip.interface + offset });
+    let mut object = json!({ "address": ip.address });
+    if let Some(interface) = ip.interface {
+        object["interface"] = json!(interface + offset);
+    }
     if let Some(gateway) = ip.gateway {
         object["gateway"] = json!(gateway);
     }

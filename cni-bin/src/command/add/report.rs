@@ -35,7 +35,7 @@ impl Plan<'_> {
         let ip = |address: &Address| Ip {
             address: self.on_link(address),
             gateway: address.gateway,
-            interface: position,
+            interface: Some(position),
         };
         let addition = Addition {
             ips: endpoint.addresses.iter().map(ip).collect(),

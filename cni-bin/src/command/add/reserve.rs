@@ -1,8 +1,6 @@
 //! Addresses and the record of them.
 
-use std::fs;
 use std::net::IpAddr;
-use std::path::Path;
 
 use dataplane::attachment::{Attachment, AttachmentKey, IpamPlugin, MacAddr, Mode, PodRef, Undo};
 use ipam::{Allocation, Claim, Store};
@@ -13,7 +11,7 @@ use super::made::{Leases, Made};
 use super::{Address, Endpoint, Plan};
 use crate::attachment::{Record, Records};
 use crate::command::teardown::{Configured, tear_down};
-use crate::command::{LOCK_TIMEOUT, owner};
+use crate::command::{LOCK_TIMEOUT, owner, resolv_conf};
 use crate::delegate::Delegate;
 use crate::link;
 use crate::nat;
@@ -264,13 +262,4 @@ fn in_use(records: &Records, ip: IpAddr) -> bool {
         attachment.ips.contains(&ip) && link::exists(&attachment.host_ifname).unwrap_or(true)
     };
     records.list().map_or(true, |all| all.iter().any(holds))
-}
-
-/// Name resolution out of a file.
-pub(crate) fn resolv_conf(path: &Path) -> Result<Dns, Error> {
-    let text = fs::read_to_string(path).map_err(|error| {
-        let message = format!("ipam.resolvConf: cannot read {}: {error}", path.display());
-        Error::new(Code::Io, message)
-    })?;
-    Ok(Dns::from_resolv_conf(&text))
 }

@@ -14,7 +14,7 @@ fn addition() -> Addition {
     let ip = |address: &str, gateway: &str| Ip {
         address: address.parse().unwrap(),
         gateway: gateway.parse().ok(),
-        interface: 2,
+        interface: Some(2),
     };
     let route = |dst: &str, gw: &str| Route {
         dst: dst.parse().unwrap(),
