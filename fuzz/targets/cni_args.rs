@@ -1,0 +1,8 @@
+//! See `entries::cni_args`.
+#![no_main]
+
+#[path = "../entries.rs"]
+#[expect(dead_code, reason = "each target runs one of the entries")]
+mod entries;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| entries::cni_args(data));
