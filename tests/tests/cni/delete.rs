@@ -13,6 +13,7 @@ use tests::{inspect, require_root};
 
 use crate::assert_empty;
 
+/// cni.md 36.
 #[test]
 fn del_leaves_nothing_and_may_be_repeated() -> Result<()> {
     require_root!();
@@ -43,6 +44,7 @@ fn del_leaves_nothing_and_may_be_repeated() -> Result<()> {
     assert_empty(&node)
 }
 
+/// cni.md 39.
 #[test]
 fn del_of_what_was_never_added_succeeds_and_touches_nobody() -> Result<()> {
     require_root!();
@@ -59,6 +61,7 @@ fn del_of_what_was_never_added_succeeds_and_touches_nobody() -> Result<()> {
     assert_empty(&node)
 }
 
+/// cni.md 37, 38.
 #[test]
 fn del_needs_neither_the_sandbox_nor_a_previous_result() -> Result<()> {
     require_root!();
@@ -80,6 +83,7 @@ fn del_needs_neither_the_sandbox_nor_a_previous_result() -> Result<()> {
     Ok(())
 }
 
+/// cni.md 40.
 #[test]
 fn del_of_an_old_container_leaves_the_new_owner_of_its_address_alone() -> Result<()> {
     require_root!();
@@ -109,6 +113,7 @@ fn del_of_an_old_container_leaves_the_new_owner_of_its_address_alone() -> Result
     assert_empty(&node)
 }
 
+/// cni.md 41, 42.
 #[test]
 fn check_is_silent_while_all_is_there_and_names_what_is_not() -> Result<()> {
     require_root!();
@@ -168,6 +173,7 @@ fn check_is_silent_while_all_is_there_and_names_what_is_not() -> Result<()> {
     Ok(())
 }
 
+/// cni.md 43.
 #[test]
 fn check_without_a_previous_result_is_code_7() -> Result<()> {
     require_root!();
@@ -178,6 +184,7 @@ fn check_without_a_previous_result_is_code_7() -> Result<()> {
     Call::new(&node, "DEL", "c1", &pod).silent()
 }
 
+/// cni.md 55.
 #[test]
 fn an_add_killed_at_any_moment_is_undone_by_del() -> Result<()> {
     require_root!();

@@ -24,6 +24,7 @@ fn del(node: &Node, id: &str, pod: &NetNs, keys: &Value) -> Result<()> {
     Call::new(node, "DEL", id, pod).keys(keys.clone()).silent()
 }
 
+/// cni.md 44.
 #[test]
 fn a_full_range_is_code_101_and_opens_with_the_next_del() -> Result<()> {
     require_root!();
@@ -68,6 +69,7 @@ fn a_full_range_is_code_101_and_opens_with_the_next_del() -> Result<()> {
     assert_empty(&node)
 }
 
+/// cni.md 45.
 #[test]
 fn an_address_of_one_family_is_given_back_if_the_other_has_none() -> Result<()> {
     require_root!();
@@ -88,6 +90,7 @@ fn an_address_of_one_family_is_given_back_if_the_other_has_none() -> Result<()> 
     assert_empty(&node)
 }
 
+/// cni.md 46.
 #[test]
 fn a_freed_address_is_not_the_next_to_be_given_out() -> Result<()> {
     require_root!();
@@ -104,6 +107,7 @@ fn a_freed_address_is_not_the_next_to_be_given_out() -> Result<()> {
     assert_empty(&node)
 }
 
+/// cni.md 47.
 #[test]
 fn ranges_that_make_no_sense_are_code_7() -> Result<()> {
     require_root!();
@@ -125,6 +129,7 @@ fn ranges_that_make_no_sense_are_code_7() -> Result<()> {
     assert_empty(&node)
 }
 
+/// cni.md 52.
 #[test]
 fn the_leases_of_host_local_are_read_and_its_directory_is_kept() -> Result<()> {
     require_root!();

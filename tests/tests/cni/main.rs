@@ -3,12 +3,16 @@
 
 mod add;
 mod bandwidth;
+mod chaining;
 mod container;
 mod crash;
+mod delegation;
 mod delete;
 mod hostports;
 mod ipam;
 mod masquerade;
+mod network;
+mod node;
 mod protocol;
 mod reap;
 

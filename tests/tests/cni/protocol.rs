@@ -16,6 +16,7 @@ use crate::assert_empty;
 
 const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
+/// cni.md 1, 2.
 #[test]
 fn version_names_every_release_it_speaks_and_echoes_the_callers() -> Result<()> {
     require_root!();
@@ -34,6 +35,7 @@ fn version_names_every_release_it_speaks_and_echoes_the_callers() -> Result<()> 
         );
     }
     let answer = Call::bare(&node, "VERSION").input("").result()?;
+    assert_eq!(answer["supportedVersions"], json!(VERSIONS));
     assert_eq!(
         answer["cniVersion"], "1.1.0",
         "its newest where the caller names none"
@@ -41,6 +43,7 @@ fn version_names_every_release_it_speaks_and_echoes_the_callers() -> Result<()> 
     Ok(())
 }
 
+/// cni.md 1.
 #[test]
 fn version_does_not_wait_for_the_end_of_standard_input() -> Result<()> {
     require_root!();
@@ -73,6 +76,7 @@ fn version_does_not_wait_for_the_end_of_standard_input() -> Result<()> {
     Ok(())
 }
 
+/// cni.md 3.
 #[test]
 fn without_a_command_it_says_what_it_is_and_succeeds() -> Result<()> {
     require_root!();
@@ -83,6 +87,7 @@ fn without_a_command_it_says_what_it_is_and_succeeds() -> Result<()> {
     Ok(())
 }
 
+/// cni.md 4, 5, 10, 11, 12.
 #[test]
 fn a_wrong_environment_is_code_4_and_names_what_is_wrong() -> Result<()> {
     require_root!();
@@ -114,6 +119,7 @@ fn a_wrong_environment_is_code_4_and_names_what_is_wrong() -> Result<()> {
     assert_empty(&node)
 }
 
+/// cni.md 10, 12.
 #[test]
 fn names_and_arguments_within_the_rules_are_taken() -> Result<()> {
     require_root!();
@@ -133,6 +139,7 @@ fn names_and_arguments_within_the_rules_are_taken() -> Result<()> {
     assert_empty(&node)
 }
 
+/// cni.md 6.
 #[test]
 fn input_that_is_no_configuration_is_code_6() -> Result<()> {
     require_root!();
@@ -154,6 +161,7 @@ fn input_that_is_no_configuration_is_code_6() -> Result<()> {
     assert_empty(&node)
 }
 
+/// cni.md 6, 7, 8, 9.
 #[test]
 fn versions_and_names_it_cannot_take_are_refused_with_their_codes() -> Result<()> {
     require_root!();
@@ -169,6 +177,11 @@ fn versions_and_names_it_cannot_take_are_refused_with_their_codes() -> Result<()
         ("ADD", json!({"name": "../x"}), 7),
         ("ADD", json!({"name": "a/b"}), 7),
     ];
+    let (code, text) = Call::new(&node, "ADD", "c1", &pod).input("null").error()?;
+    assert_eq!(
+        code, 7,
+        "as Go, to which it is an empty configuration: {text}"
+    );
     for (verb, keys, expected) in cases {
         let (code, text) = Call::new(&node, verb, "c1", &pod)
             .keys(keys.clone())
@@ -178,6 +191,7 @@ fn versions_and_names_it_cannot_take_are_refused_with_their_codes() -> Result<()
     assert_empty(&node)
 }
 
+/// cni.md 26, 27.
 #[test]
 fn a_sandbox_that_is_none_is_code_8_and_nothing_is_allocated() -> Result<()> {
     require_root!();
@@ -195,6 +209,7 @@ fn a_sandbox_that_is_none_is_code_8_and_nothing_is_allocated() -> Result<()> {
     assert_empty(&node)
 }
 
+/// cni.md 13.
 #[test]
 fn keys_are_taken_in_the_case_in_which_containerd_sends_them() -> Result<()> {
     require_root!();
