@@ -13,7 +13,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 # The harness looks for the programs of this tree.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build demo test bench lint fmt clean-netns
+.PHONY: help setup build demo test bench fuzz lint fmt clean-netns
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -35,6 +35,17 @@ test: setup build ## every suite; those with real packets need root (TRAMMEL_SKI
 
 bench: setup build ## every benchmark; those with real packets need root
 	@$(CARGO) bench --workspace
+
+# Of the four targets one after the other.
+FUZZ_SECONDS ?= 600
+fuzz: ## ten minutes of coverage-led fuzzing; needs a nightly toolchain and cargo-fuzz (FUZZ_SECONDS=600)
+	@$(CARGO) +nightly fuzz --version >/dev/null 2>&1 || { echo "make fuzz needs: \
+	rustup toolchain install nightly; cargo install cargo-fuzz"; exit 1; }
+	@for t in conf prev_result cni_args leases; do \
+		mkdir -p fuzz/corpus/$$t; \
+		$(CARGO) +nightly fuzz run $$t fuzz/corpus/$$t fuzz/seeds/$$t \
+			-- -max_total_time=$$(($(FUZZ_SECONDS) / 4)) || exit 1; \
+	done
 
 lint: ## formatting, clippy and rustdoc, warnings denied; cargo-deny where installed
 	@$(CARGO) fmt --all --check

@@ -17,7 +17,7 @@ use ipam::{Claim, Owner, Range, RangeSet, RangeSpec, Store};
 use serde_json::Value;
 
 /// Any configuration on standard input.
-pub fn conf(input: &[u8]) {
+pub(crate) fn conf(input: &[u8]) {
     let document = match Document::parse(input) {
         Ok(document) => document,
         Err(error) => return assert_report(&error),
@@ -47,7 +47,7 @@ pub fn conf(input: &[u8]) {
 }
 
 /// Any previous result: of ADD, which hands it on, and of CHECK, which compares with it.
-pub fn prev_result(input: &[u8]) {
+pub(crate) fn prev_result(input: &[u8]) {
     let Ok(prev) = serde_json::from_slice::<Value>(input) else {
         return;
     };
@@ -106,7 +106,7 @@ fn prev_list<'a>(prev: &'a Value, key: &str) -> Option<&'a Vec<Value>> {
 }
 
 /// Any `CNI_*` variables: one a line, the first line's being `CNI_ARGS`.
-pub fn cni_args(input: &[u8]) {
+pub(crate) fn cni_args(input: &[u8]) {
     let names = [
         "CNI_ARGS",
         "CNI_CONTAINERID",
@@ -142,7 +142,7 @@ pub fn cni_args(input: &[u8]) {
 
 /// Any files in the directory of a network's leases: chunks of the input, divided by 0xff,
 /// become the contents of addresses and of what else lies there.
-pub fn leases(input: &[u8]) {
+pub(crate) fn leases(input: &[u8]) {
     const FILES: [&str; 6] = [
         "10.0.0.2",
         "10.0.0.3",

@@ -8,42 +8,28 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-const CONFIGURATIONS: [&str; 4] = [
-    include_str!("../../conf/10-trammel.conflist"),
-    r#"{"cniVersion":"1.1.0","name":"net","type":"trammel","bridge":"cbr0","mode":"l2","mtu":1400,
-        "ipMasq":false,"hairpinMode":true,"vlan":0,"vlanTrunk":[{"minID":2,"maxID":4}],
-        "ipam":{"type":"trammel-ipam","ranges":[[{"subnet":"10.88.0.0/24","rangeStart":"10.88.0.9",
-        "rangeEnd":"10.88.0.99","gateway":"10.88.0.7"}],[{"subnet":"fd88::/64"}]],
-        "routes":[{"dst":"0.0.0.0/0","gw":"10.88.0.7","mtu":1300,"table":7}],"dataDir":"/x"},
-        "dns":{"nameservers":["9.9.9.9"]},"policy":"optional"}"#,
-    r#"{"cniVersion":"0.4.0","name":"a.b","ipam":{"subnet":"10.1.0.0/16"},"RuntimeConfig":{
-        "Mac":"0a:58:0a:58:00:09","IPs":["10.1.0.9/24"],"ipRanges":[[{"subnet":"10.2.0.0/30"}]],
-        "PortMappings":[{"HostPort":80,"ContainerPort":8080,"Protocol":"TCP","HostIP":""}],
-        "DNS":{"Servers":["10.96.0.10"]}},"args":{"cni":{"ips":["10.1.0.8"]}}}"#,
-    r#"{"cniVersion":"1.1.0","name":"net","ipam":{"type":"host-local"},
-        "cni.dev/valid-attachments":[{"containerID":"c","ifname":"eth0"}],"prevResult":{"a":[1,{}]}}"#,
+const CONFIGURATIONS: [&[u8]; 4] = [
+    include_bytes!("../../conf/10-trammel.conflist"),
+    include_bytes!("../../fuzz/seeds/conf/l2"),
+    include_bytes!("../../fuzz/seeds/conf/containerd"),
+    include_bytes!("../../fuzz/seeds/conf/gc"),
 ];
 
-const RESULTS: [&str; 3] = [
-    r#"{"cniVersion":"1.1.0","interfaces":[{"name":"cbr0","mac":"0a:58:0a:58:00:01","mtu":1500},
-        {"name":"eth0","sandbox":"/run/netns/x","socketPath":"/s","pciID":"1"}],
-        "ips":[{"address":"10.88.0.9/32","gateway":"10.88.0.1","interface":1}],
-        "routes":[{"dst":"0.0.0.0/0","gw":"10.88.0.1","scope":0}],"dns":{}}"#,
-    r#"{"CNIVersion":"0.3.1","Interfaces":null,"IPs":[{"version":"6","address":"fd88::9/64"}],
-        "routes":[{"dst":"::/0"}],"dns":{"nameservers":["::1"]},"x":[{"y":null}]}"#,
-    "{}",
+const RESULTS: [&[u8]; 2] = [
+    include_bytes!("../../fuzz/seeds/prev_result/current"),
+    include_bytes!("../../fuzz/seeds/prev_result/legacy"),
 ];
 
-const VARIABLES: [&str; 3] = [
-    "IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=p;K8S_POD_UID=u\nc1\neth0\nADD\n/run/netns/x",
-    "IP=10.88.0.9;MAC=0a:58:0a:58:00:09\nABC.def-1_2\na23456789012345\nDEL\n",
-    "A=B=C;;\n_x\na/b\nFOO",
+const VARIABLES: [&[u8]; 3] = [
+    include_bytes!("../../fuzz/seeds/cni_args/kubernetes"),
+    include_bytes!("../../fuzz/seeds/cni_args/addresses"),
+    include_bytes!("../../fuzz/seeds/cni_args/wrong"),
 ];
 
 const LEASES: [&[u8]; 3] = [
-    b"c1\r\neth0\xffc2\xff10.0.0.3\xff\xfffuzz\r\neth0\xffx",
-    b"\xff\0\0\0\xff10.0.0.99\xfffuzz\r\neth0\xff \r\n",
-    b"fuzz\xff../../etc\r\nlo\xff10.0.0.2\n\xff\xff\xff",
+    include_bytes!("../../fuzz/seeds/leases/held"),
+    include_bytes!("../../fuzz/seeds/leases/torn"),
+    include_bytes!("../../fuzz/seeds/leases/foreign"),
 ];
 
 /// What mutations insert: what the formats are made of, and what breaks careless readers.
@@ -89,9 +75,9 @@ fn mutation() -> impl Strategy<Value = Mutation> {
     ]
 }
 
-fn mutated(seeds: &'static [impl AsRef<[u8]>]) -> impl Strategy<Value = Vec<u8>> {
+fn mutated(seeds: &'static [&'static [u8]]) -> impl Strategy<Value = Vec<u8>> {
     (0..seeds.len(), vec(mutation(), 0..6)).prop_map(|(seed, mutations)| {
-        let mut input = seeds[seed].as_ref().to_vec();
+        let mut input = seeds[seed].to_vec();
         for mutation in mutations {
             apply(&mutation, &mut input);
         }
