@@ -32,6 +32,11 @@ impl Port {
     /// Reads and checks the keys.
     pub fn of(root: &Object<'_>, ipam: &Ipam) -> Result<Self, Error> {
         refuse_unsupported(root)?;
+        if *ipam == Ipam::Plugin("dhcp".to_owned()) {
+            let advice = "it asks over the pod's interface, which is made when the address is \
+                          known: use \"trammel-ipam\", host-local or static";
+            return Err(Error::unsupported("ipam.type", &"dhcp".into(), advice));
+        }
         vlan(root)?;
         let mode = mode(root, ipam)?;
         let on = |key: &str| root.boolean(key).map(|value| value == Some(true));

@@ -96,6 +96,7 @@ fn unsupported_keys_are_refused_with_key_and_value() {
         (json!({"vlanTrunk": [{"id": 5}]}), "vlanTrunk", "5"),
         (json!({"ipMasqBackend": "pf"}), "ipMasqBackend", "pf"),
         (json!({"mode": "l3"}), "mode", "l3"),
+        (json!({"ipam": {"type": "dhcp"}}), "ipam.type", "dhcp"),
         (json!({"enabledad": true}), "enabledad", "true"),
         (
             json!({"uplinkInterface": "eth7"}),
@@ -179,7 +180,7 @@ fn modes_have_their_own_keys() {
         (json!({"mode": "l2"}), Mode::L2),
         (json!({"ipam": {}}), Mode::L2),
         (json!({"ipam": null}), Mode::L2),
-        (json!({"ipam": {"type": "dhcp"}}), Mode::RoutedPorts),
+        (json!({"ipam": {"type": "static"}}), Mode::RoutedPorts),
     ] {
         let port = port(&change);
         assert_eq!(port.mode, mode, "{change}");
