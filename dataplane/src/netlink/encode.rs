@@ -293,7 +293,7 @@ pub(crate) enum Source {
 }
 
 /// The fields whose [`Source`] has no parameters, for the way back.
-pub(crate) const PLAIN_FIELDS: [Field; 25] = [
+pub(crate) const PLAIN_FIELDS: [Field; 26] = [
     Field::NfProto,
     Field::EtherType,
     Field::L4Proto,
