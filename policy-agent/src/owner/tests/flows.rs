@@ -156,18 +156,20 @@ fn learn_all(node: &mut Node) {
     learn(node, "10.88.0.2", "10.96.0.77:80", "10.99.0.2:8080");
 }
 
+type Change = fn(&mut Node);
+
 /// services.md 36, 37.
 #[test]
 fn clients_are_forgotten_with_what_they_went_to() {
     let two = || endpoints(Protocol::Tcp, &["10.99.0.2", "10.99.0.3"]);
-    let cases: [(&dyn Fn(&mut Node), usize); 4] = [
+    let cases: [(Change, usize); 4] = [
         (
-            &|node| node.apply(endpoints(Protocol::Tcp, &["10.99.0.3"])),
+            |node| node.apply(endpoints(Protocol::Tcp, &["10.99.0.3"])),
             2,
         ),
-        (&|node| node.apply(sticky(Some(60))), 1),
-        (&|node| node.apply(sticky(None)), 1),
-        (&|node| node.delete(&sticky(None)), 1),
+        (|node| node.apply(sticky(Some(60))), 1),
+        (|node| node.apply(sticky(None)), 1),
+        (|node| node.delete(&sticky(None)), 1),
     ];
     for (change, left) in cases {
         let mut node = node([sticky(Some(10_800)), two()]);
