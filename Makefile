@@ -50,7 +50,7 @@ fuzz: ## ten minutes of coverage-led fuzzing; needs a nightly toolchain and carg
 lint: ## formatting, clippy and rustdoc, warnings denied; cargo-deny where installed
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --workspace --all-targets -- -D warnings
-	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+	@RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" $(CARGO) doc --workspace --no-deps --document-private-items
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; fi
 
 fmt: ## format the sources
