@@ -1,7 +1,5 @@
 //! Ten thousand Services.
 
-use std::time::Instant;
-
 use super::harness::*;
 use crate::model::{EndpointSlice, Service};
 
@@ -73,56 +71,4 @@ fn one_change_among_ten_thousand_touches_its_service_only() {
     let (chains, rules, sets) = size_of_rules(node.ruleset());
     assert_eq!((chains, rules, sets), (size.0 + 1, size.1 + 4, size.2));
     assert_eq!(described(node.ruleset()).len(), SERVICES as usize);
-}
-
-/// Prints what a cold sync and one change take, from objects in memory to a
-/// transaction: `cargo test --release -p proxy cold -- --ignored --nocapture`.
-#[test]
-#[ignore = "prints times, asserts none"]
-fn cold_compile_times() {
-    for (services, endpoints) in [(10_000, 3), (50_000, 3)] {
-        let objects: Vec<_> = (0..services)
-            .map(|n| (nth_service(n), nth_slice(n, endpoints, 0)))
-            .collect();
-        let mut node = Node::not_installed();
-        dataplane::layout::install(&mut node.desired, 1);
-        let before = resident();
-        let started = Instant::now();
-        for (service, slice) in objects {
-            node.proxy.apply_service(service);
-            node.proxy.apply_slice(slice);
-        }
-        let applied = started.elapsed();
-        let indexed = resident();
-        let started = Instant::now();
-        node.proxy.sync(&mut node.desired);
-        let synced = started.elapsed();
-        let compiled = resident();
-        let started = Instant::now();
-        let transaction = node.desired.transaction();
-        let diffed = started.elapsed();
-        let elements = transaction.element_operations();
-        drop(transaction);
-        node.desired.committed();
-        node.proxy.committed();
-
-        let started = Instant::now();
-        node.proxy.apply_slice(nth_slice(77, endpoints, 1));
-        node.proxy.sync(&mut node.desired);
-        let one = node.desired.transaction().element_operations();
-        let changed = started.elapsed();
-        println!(
-            "{services} services x {endpoints}: apply {applied:.1?}, sync {synced:.1?}, \
-             transaction {diffed:.1?} ({elements} elements); one endpoint {changed:.1?} ({one}); \
-             resident {before} MB with the objects, {indexed} MB applied, {compiled} MB compiled"
-        );
-    }
-}
-
-/// Megabytes that the process has in memory.
-fn resident() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").expect("procfs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kilobytes = line.expect("VmRSS").trim().trim_end_matches(" kB");
-    kilobytes.parse::<usize>().expect("a number") / 1024
 }
