@@ -2,6 +2,7 @@
 //! the cluster, from pods and from the node, to endpoints here and on another host.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use anyhow::{Context as _, Result, ensure};
@@ -286,10 +287,17 @@ fn keeps_port(scene: &Scene<'_>, from: &str, target: SocketAddr) -> Result<UdpSo
     })?
 }
 
+/// Asks again where a datagram is lost, as UDP's clients must.
 fn server_of(socket: &UdpSocket) -> Result<String> {
     let mut buffer = [0; 512];
-    socket.send(b"?")?;
-    let length = socket.recv(&mut buffer)?;
+    socket.set_nonblocking(true)?;
+    while socket.recv(&mut buffer).is_ok() {}
+    socket.set_nonblocking(false)?;
+    let ask = |buffer: &mut [u8]| socket.send(b"?").and_then(|_| socket.recv(buffer));
+    let length = ask(&mut buffer).or_else(|error| match error.kind() {
+        ErrorKind::WouldBlock => ask(&mut buffer),
+        _ => Err(error),
+    })?;
     let line = String::from_utf8_lossy(&buffer[..length]).into_owned();
     let name = line.split_whitespace().next();
     Ok(name.unwrap_or_default().to_owned())
