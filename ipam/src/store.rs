@@ -156,11 +156,18 @@ impl Store {
         match self.open_lock(false, timeout) {
             Ok(locked) => Ok(Some(locked)),
             Err(StoreError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
-                // Leases without a lock file are possible (copied, or restored).
-                match self.dir.try_exists() {
-                    Ok(true) => self.lock(timeout).map(Some),
-                    _ => Ok(None),
+                // Leases without a lock file are possible (copied, or restored), and neither
+                // is where the disk was full: then there is nothing to lock it for.
+                match addresses(&self.dir) {
+                    Ok(leased) if leased.is_empty() => Ok(None),
+                    Ok(_) => self.lock(timeout).map(Some),
+                    Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                    Err(source) => Err(io_error("list", &self.dir)(source)),
                 }
+            }
+            // A file in the place of the directory holds no leases either.
+            Err(StoreError::Io { source, .. }) if source.kind() == ErrorKind::NotADirectory => {
+                Ok(None)
             }
             Err(error) => Err(error),
         }
@@ -367,15 +374,8 @@ impl Locked {
         }
     }
 
-    /// The addresses that have a lease, in no order.
     fn addresses(&self) -> Result<Vec<IpAddr>, StoreError> {
-        let io = || io_error("list", &self.dir);
-        let mut addresses = Vec::new();
-        for entry in fs::read_dir(&self.dir).map_err(io())? {
-            let name = entry.map_err(io())?.file_name();
-            addresses.extend(name.to_str().and_then(|name| name.parse::<IpAddr>().ok()));
-        }
-        Ok(addresses)
+        addresses(&self.dir).map_err(io_error("list", &self.dir))
     }
 
     pub(crate) fn path(&self, ip: IpAddr) -> PathBuf {
@@ -395,6 +395,16 @@ impl Drop for Locked {
             drop(fs::remove_file(self.dir.join(REQUEST)));
         }
     }
+}
+
+/// The addresses that have a lease, in no order.
+fn addresses(dir: &Path) -> io::Result<Vec<IpAddr>> {
+    let mut addresses = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        addresses.extend(name.to_str().and_then(|name| name.parse::<IpAddr>().ok()));
+    }
+    Ok(addresses)
 }
 
 fn is_same_file(path: &Path, file: &Metadata) -> bool {

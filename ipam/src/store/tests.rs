@@ -230,6 +230,9 @@ fn a_store_that_does_not_exist_is_not_created_to_release_from_it() {
     assert!(store.lock_existing(WAIT).unwrap().is_none());
     assert!(!dir.path().join("net").exists());
     fs::create_dir(dir.path().join("net")).unwrap();
+    // The disk was full when its lock was to be made.
+    assert!(store.lock_existing(WAIT).unwrap().is_none());
+    assert!(!dir.path().join("net/lock").exists());
     fs::write(dir.path().join("net/10.0.0.2"), "a\r\neth0").unwrap();
     let locked = store.lock_existing(WAIT).unwrap().unwrap();
     assert_eq!(locked.free_all_of(&owner("a", "eth0")).unwrap().len(), 1);
@@ -242,6 +245,16 @@ fn a_data_dir_that_is_a_file_is_named() {
     let error = Store::new(dir.path(), "net").lock(WAIT).unwrap_err();
     let text = error.to_string();
     assert!(text.contains("net: "), "{text}");
+}
+
+#[test]
+fn there_is_nothing_to_release_from_a_file_in_the_place_of_a_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    for store in [Store::new(dir.path(), "file"), Store::new(&file, "net")] {
+        assert!(store.lock_existing(WAIT).unwrap().is_none());
+    }
 }
 
 #[test]
