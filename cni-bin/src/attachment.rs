@@ -140,16 +140,34 @@ impl Records {
     /// Removes what an ADD that was killed while it wrote a record left beside it.
     pub fn remove_temporary(&self, key: &AttachmentKey) {
         // Nothing depends on it: the next ADD replaces it.
-        drop(fs::remove_file(temporary(&self.path(key))));
+        let path = self.path(key);
+        for left in [temporary(&path), replacement(&path)] {
+            drop(fs::remove_file(left));
+        }
     }
 
     /// All attachments that have a readable record, sorted by key.
     pub fn list(&self) -> Result<Vec<Attachment>, RecordError> {
-        let mut attachments: Vec<Attachment> = Vec::new();
+        let all = self.read_all()?.into_iter();
+        let mut attachments: Vec<Attachment> = all.filter_map(|(_, read)| read).collect();
+        attachments.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(attachments)
+    }
+
+    /// The paths of the records that do not hold an attachment, sorted.
+    pub fn damaged(&self) -> Result<Vec<PathBuf>, RecordError> {
+        let all = self.read_all()?.into_iter();
+        let damaged = all.filter(|(_, read)| read.is_none());
+        Ok(damaged.map(|(path, _)| path).collect())
+    }
+
+    /// Every record with what it holds; `None` where it is damaged.
+    fn read_all(&self) -> Result<Vec<(PathBuf, Option<Attachment>)>, RecordError> {
+        let mut all = Vec::new();
         for path in self.files("json")? {
             match fs::read(&path) {
                 // One that is damaged concerns no other.
-                Ok(content) => attachments.extend(serde_json::from_slice::<Attachment>(&content)),
+                Ok(content) => all.push((path, serde_json::from_slice(&content).ok())),
                 // One that vanishes meanwhile neither.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 // But one that cannot be read may be anybody's.
@@ -162,8 +180,7 @@ impl Records {
                 }
             }
         }
-        attachments.sort_by(|a, b| a.key.cmp(&b.key));
-        Ok(attachments)
+        Ok(all)
     }
 
     /// The paths of all records, readable or not, sorted.
@@ -259,7 +276,10 @@ fn identity_of(file: &Metadata) -> (u64, u64) {
 fn name_record(temporary: &Path, path: &Path) -> io::Result<()> {
     match fs::hard_link(temporary, path) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            let third = path.with_extension("new.tmp");
+            let third = replacement(path);
+            // Left by a request that was killed between the two calls. If it stays, the
+            // first of them says so.
+            drop(fs::remove_file(&third));
             fs::hard_link(temporary, &third)?;
             fs::rename(&third, path)
         }
@@ -269,6 +289,11 @@ fn name_record(temporary: &Path, path: &Path) -> io::Result<()> {
 
 fn temporary(path: &Path) -> PathBuf {
     path.with_extension("tmp")
+}
+
+/// The name by which a record comes into the place of an older one.
+fn replacement(path: &Path) -> PathBuf {
+    path.with_extension("new.tmp")
 }
 
 /// Writes a new file. Not synced, which costs more than all else that ADD does where
@@ -369,6 +394,9 @@ mod tests {
         let first = records.create(&attachment("a")).unwrap();
         let mut more = attachment("a");
         more.ips.clear();
+        // Of one that was killed while it did the same.
+        let left = replacement(&records.path(&more.key));
+        fs::write(&left, "{\"net").unwrap();
         let second = records.create(&more).unwrap();
         drop(first);
         assert!(matches!(
@@ -419,9 +447,10 @@ mod tests {
         assert!(!left.exists());
         // Not of this record, which is finished.
         fs::write(&left, "{\"net").unwrap();
+        fs::write(left.with_extension("new.tmp"), "{\"net").unwrap();
         assert!(!record.is_unfinished());
         records.remove_temporary(&key);
-        assert!(!left.exists());
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
         assert_eq!(records.list().unwrap(), [attachment("a")]);
     }
 
@@ -443,6 +472,7 @@ mod tests {
             .map(|a| a.key.container_id)
             .collect();
         assert_eq!(ids, ["a", "b"]);
+        assert_eq!(records.damaged().unwrap().len(), 2);
         let damaged = records.open(&attachment("c").key, SOON).unwrap().unwrap();
         assert_eq!(damaged.attachment, None);
     }

@@ -169,6 +169,13 @@ pub fn free_dead_leases(
     Ok(())
 }
 
+/// Whether a pod may run whose record is damaged: an address of which nobody knows who has
+/// it may then be that pod's.
+pub fn has_unrecorded_pod(records: &Records) -> bool {
+    let damaged = records.damaged();
+    damaged.map_or(true, |paths| paths.iter().any(|path| has_link(path)))
+}
+
 /// Whether the attachment's veth exists. Its name and the record's have the same hash.
 fn has_link(record: &Path) -> bool {
     let hash = record.file_stem().and_then(|stem| stem.to_str());

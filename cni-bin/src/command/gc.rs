@@ -9,6 +9,7 @@ use super::LOCK_TIMEOUT;
 use super::teardown::{Configured, tear_down};
 use crate::attachment::Records;
 use crate::delegate::Delegate;
+use crate::reap::has_unrecorded_pod;
 use crate::spec::config::ValidAttachment;
 use crate::spec::{Document, Environment, Error, Ipam, Verb};
 
@@ -55,7 +56,8 @@ fn entry(key: &AttachmentKey) -> ValidAttachment {
 }
 
 /// Leases without a record: of host-local, or of an ADD that was killed between
-/// the two. Damaged ones that no record accounts for are put aside.
+/// the two. Damaged ones that no record accounts for are put aside, unless the record that
+/// might is damaged too and its pod runs.
 fn free_unlisted(
     document: &Document,
     records: &Records,
@@ -77,6 +79,7 @@ fn free_unlisted(
         match &lease.owner {
             Ok(holder) if is_listed(holder, valid) => {}
             Ok(_) => locked.free(lease.ip)?,
+            Err(_) if has_unrecorded_pod(records) => {}
             Err(_) => locked.quarantine(lease.ip)?,
         }
     }

@@ -76,11 +76,12 @@ pub fn tear_down(
     let told = tell_agent(agent_socket, key);
     let is_away = matches!(told, Ok(false));
     done.errors.extend(told.err());
-    if let Some(attachment) = recorded
-        && let Err(error) = release_nat(agent_socket, attachment, is_away)
-    {
-        done.errors.push(error);
-    }
+    let released = match recorded {
+        Some(attachment) => release_nat(agent_socket, attachment, is_away),
+        None if record.is_some() && is_away => release_unknown_nat(agent_socket),
+        None => Ok(()),
+    };
+    done.errors.extend(released.err());
     if let Some(record) = record
         && done.errors.is_empty()
     {
@@ -110,6 +111,12 @@ pub fn release_nat(
     }
     nat::forget_flows_to(attachment)?;
     Ok(())
+}
+
+/// As [`release_nat`] where the record is damaged: what the kernel has beyond the wishes of
+/// the others was its own.
+fn release_unknown_nat(agent_socket: &Path) -> Result<(), Error> {
+    Ok(NodeLock::take(agent_socket, LOCK_TIMEOUT)?.write()?)
 }
 
 /// Removes a veth and with it its peer. `false`: there is none, so nobody pays

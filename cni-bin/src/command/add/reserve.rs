@@ -15,7 +15,7 @@ use crate::command::{LOCK_TIMEOUT, owner, resolv_conf};
 use crate::delegate::Delegate;
 use crate::link;
 use crate::nat;
-use crate::reap::{free_dead_leases, reap};
+use crate::reap::{free_dead_leases, has_unrecorded_pod, reap};
 use crate::shaping;
 use crate::spec::result::{Dns, Route};
 use crate::spec::{Code, Error, Ipam, Pool};
@@ -261,5 +261,5 @@ fn in_use(records: &Records, ip: IpAddr) -> bool {
     let holds = |attachment: &Attachment| {
         attachment.ips.contains(&ip) && link::exists(&attachment.host_ifname).unwrap_or(true)
     };
-    records.list().map_or(true, |all| all.iter().any(holds))
+    records.list().map_or(true, |all| all.iter().any(holds)) || has_unrecorded_pod(records)
 }
