@@ -62,6 +62,12 @@ impl<'n> Call<'n> {
             )
     }
 
+    /// Runs another program than the plugin of [`programs::plugin`].
+    pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
+        self.program = path.into();
+        self
+    }
+
     /// Sets an environment variable.
     pub fn env(mut self, key: &'static str, value: impl Into<String>) -> Self {
         self.environment.insert(key, value.into());

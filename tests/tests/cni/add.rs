@@ -14,6 +14,7 @@ use tests::node::{GATEWAYS, Node};
 use tests::plugin::Call;
 use tests::pod::{Family, Pod};
 use tests::traffic::{Protocol, Server, ask};
+use tests::wait::eventually;
 use tests::{command, inspect, matrix, require_root};
 
 use crate::assert_empty;
@@ -404,4 +405,29 @@ fn an_add_runs_no_other_program_and_sends_three_batches_at_most() -> Result<()> 
     assert!(count("execve(") - count("ENOENT") <= 2, "{trace}");
     assert!(count("sendmsg(") + count("sendto(") <= 3, "{trace}");
     Call::new(&node, "DEL", "c1", &pod).silent()
+}
+
+/// cni.md 66: the reference runtime, with the results that it keeps between its calls.
+#[test]
+fn cnitool_adds_checks_and_deletes_in_every_version_that_has_check() -> Result<()> {
+    require_root!();
+    for version in ["0.4.0", "1.0.0", "1.1.0"] {
+        let node = Node::new()?;
+        node.write_conflist(&node.conflist(json!({"cniVersion": version})))?;
+        for round in 0..2 {
+            let pod = Pod::add(&node, &format!("default/pod-{round}"))?;
+            assert_eq!(pod.result["cniVersion"], version, "{}", pod.result);
+            for family in Family::ALL {
+                eventually(command::LIMIT, || pod.netns.ping(family.pick(GATEWAYS)))?;
+                eventually(command::LIMIT, || node.netns.ping(pod.ip(family)))?;
+            }
+            pod.check()?;
+            pod.del()?;
+            pod.del()?;
+            let links = pod.netns.ip_json("link show")?;
+            assert_eq!(inspect::items(&links).len(), 1, "lo alone: {links}");
+            assert_empty(&node)?;
+        }
+    }
+    Ok(())
 }

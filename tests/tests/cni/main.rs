@@ -6,6 +6,7 @@ mod bandwidth;
 mod chaining;
 mod container;
 mod crash;
+mod damage;
 mod delegation;
 mod delete;
 mod hostports;
@@ -15,6 +16,8 @@ mod network;
 mod node;
 mod protocol;
 mod reap;
+mod storage;
+mod storm;
 
 use anyhow::Result;
 use tests::node::Node;

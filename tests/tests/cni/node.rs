@@ -44,6 +44,46 @@ fn a_healthy_node_is_silent_and_an_unhealthy_one_says_what_is_wrong() -> Result<
     Ok(())
 }
 
+/// cni.md 61: the socket of an agent that died, and of one that hangs.
+#[test]
+fn an_agent_that_does_not_answer_is_code_50_and_a_dead_one_does_not_keep_del() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let pods = [NetNs::create("one")?, NetNs::create("two")?];
+    let agent = Agent::start(&node)?;
+    for (id, pod) in ["c1", "c2"].into_iter().zip(&pods) {
+        Call::new(&node, "ADD", id, pod).result()?;
+    }
+    agent.pause()?;
+    let (code, text) = status(&node, json!({})).error()?;
+    assert_eq!(code, 50, "{text}");
+    assert!(text.contains("does not answer"), "{text}");
+    agent.resume()?;
+    status(&node, json!({})).silent()?;
+
+    agent.kill()?;
+    assert!(node.socket().exists(), "nobody listens there");
+    for keys in [json!({}), json!({"policy": "required"})] {
+        let (code, text) = status(&node, keys.clone()).error()?;
+        assert_eq!(code, 50, "{text}");
+        assert!(text.contains("is not there"), "{text}");
+        let add = Call::new(&node, "ADD", "c3", &pods[0]).env("CNI_IFNAME", "net1");
+        assert_eq!(add.keys(keys).error()?.0, 11);
+    }
+    Call::new(&node, "DEL", "c1", &pods[0]).silent()?;
+    Call::new(&node, "DEL", "c2", &pods[1])
+        .keys(json!({"policy": "required"}))
+        .silent()?;
+    Call::new(&node, "DEL", "never", &pods[1]).silent()?;
+    assert_empty(&node)?;
+    // The next one learns of it.
+    let agent = Agent::start(&node)?;
+    assert!(agent.verify()?.status.success(), "{}", agent.log_text());
+    let ruleset = format!("{:?}", tests::inspect::ruleset(&node.netns)?);
+    assert!(!ruleset.contains("10.88.0."), "{ruleset}");
+    Ok(())
+}
+
 /// cni.md 61: it never stands in the way of DEL.
 #[test]
 fn a_lost_bridge_is_code_51_while_there_are_pods_and_del_works_all_the_same() -> Result<()> {
