@@ -35,6 +35,7 @@ pub mod plugin;
 pub mod pod;
 pub mod privilege;
 pub mod programs;
+pub mod random;
 pub mod scene;
 pub mod traffic;
 pub mod wait;

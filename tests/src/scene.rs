@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -60,7 +60,7 @@ impl<'n> Scene<'n> {
         let mut scene = Self {
             servers: BTreeMap::new(),
             pods: BTreeMap::new(),
-            log: ShownLog(agent.log_path().to_owned()),
+            log: ShownLog::of(agent.log_path()),
             agent,
             node,
         };
@@ -142,6 +142,13 @@ impl<'n> Scene<'n> {
 /// Prints an agent's log when dropped: the test runner shows it if the test fails.
 #[derive(Debug)]
 pub struct ShownLog(PathBuf);
+
+impl ShownLog {
+    /// Of an agent that logs to this file.
+    pub fn of(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+}
 
 impl Drop for ShownLog {
     fn drop(&mut self) {

@@ -12,6 +12,7 @@ use tests::matrix::{self, Cell, Expect};
 use tests::node::Node;
 use tests::objects::{self, policy};
 use tests::pod::Family;
+use tests::random::Random;
 use tests::require_root;
 use tests::scene::{NODE, OUTSIDE, Scene};
 use tests::traffic::{Protocol, Stream};
@@ -30,23 +31,6 @@ fn pods() -> Vec<(&'static str, Value)> {
         ("lab/front", app("front")),
         ("lab/probe", app("probe")),
     ]
-}
-
-/// Numbers that look random and are the same at each run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        usize::try_from(self.0 >> 33).unwrap_or(0) % limit
-    }
-
-    fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        &from[self.below(from.len())]
-    }
 }
 
 /// Some policies of any kind.
@@ -120,7 +104,7 @@ fn an_explanation_agrees_with_packets_in_random_cells() -> Result<()> {
     require_root!();
     let node = Node::new()?;
     let scene = Scene::start(&node, &pods(), &[])?;
-    let mut random = Random(91);
+    let mut random = Random::new(91);
     let mut answered = 0;
     for round in 0..3 {
         scene.apply(&random_policies(&mut random))?;

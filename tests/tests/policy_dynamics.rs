@@ -9,6 +9,7 @@ use tests::agent::Agent;
 use tests::node::Node;
 use tests::objects::{self, deny_all, policy};
 use tests::pod::{Family, Pod};
+use tests::random::number;
 use tests::require_root;
 use tests::scene::Scene;
 use tests::traffic::{Hammer, Protocol, Stream};
@@ -86,15 +87,6 @@ impl Monitor {
     }
 }
 
-/// A number from the environment: how long CI's bounded runs go.
-fn rounds(variable: &str, default: u32) -> u32 {
-    let value = std::env::var(variable).ok();
-    value.map_or(default, |text| {
-        text.parse()
-            .unwrap_or_else(|_| panic!("{variable} is {text:?}: give a number"))
-    })
-}
-
 /// netpol.md 49 and the never-open monitor: 1,000 changes that do not concern the two
 /// cells, among them some that raise the generation.
 #[test]
@@ -112,7 +104,7 @@ fn a_thousand_changes_for_others_open_nothing_and_lose_nothing() -> Result<()> {
     };
     let before = generation()?;
     let monitor = Monitor::start(&scene)?;
-    let changes = rounds("TRAMMEL_CHANGES", 1000);
+    let changes = number("TRAMMEL_CHANGES", 1000);
     // Some changes a sync, so that the whole takes seconds: each of them is a write.
     for change in 0..changes {
         let rules = json!([{"ports": [{"port": 1 + change}]}]);
@@ -139,7 +131,7 @@ fn whatever_changes_the_denied_never_pass_and_the_allowed_never_fail() -> Result
     let scene = Scene::start(&node, &pods(), &[web_for_front(), deny_all("void")])?;
     let monitor = Monitor::start(&scene)?;
     let mut relabelled = pods();
-    for round in 0..rounds("TRAMMEL_ROUNDS", 12) {
+    for round in 0..number("TRAMMEL_ROUNDS", 12) {
         // The pods' other labels, the namespaces' labels, other policies on the same pods that
         // only add what does not concern the cells, and the objects' order of arrival.
         relabelled[1].1["round"] = json!(round.to_string());
@@ -180,7 +172,7 @@ fn an_agent_that_is_killed_opens_nothing_and_cuts_nothing() -> Result<()> {
     let target = scene.pod("shop/web").at(Family::V6, 80);
     let live = Stream::open(front, Protocol::Tcp, target, Duration::from_millis(5))?;
     let monitor = Monitor::start(&scene)?;
-    for round in 0..rounds("TRAMMEL_KILLS", 8) {
+    for round in 0..number("TRAMMEL_KILLS", 8) {
         // In the middle of something: it has just been told of a change.
         let spec = json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": [
             {"to": [{"namespaceSelector": {}}]}, {"ports": [{"port": 1 + round}]}]});
@@ -294,7 +286,7 @@ fn new_pods_are_closed_from_their_first_packet_on() -> Result<()> {
     require_root!();
     let node = Node::new()?;
     let scene = Scene::start(&node, &pods(), &[deny_all("shop")])?;
-    let count = rounds("TRAMMEL_NEW_PODS", 20);
+    let count = number("TRAMMEL_NEW_PODS", 20);
     let names: Vec<_> = (0..count)
         .map(|number| format!("shop/new-{number}"))
         .collect();
