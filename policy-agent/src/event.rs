@@ -162,14 +162,14 @@ impl Object {
     /// Its key; the namespace is empty for kinds without one.
     pub fn key(&self) -> ObjectKey {
         match self {
-            Self::Namespace(namespace) => ObjectKey::new("", &namespace.name),
-            Self::Node(node) => ObjectKey::new("", &node.name),
+            Self::Namespace(namespace) => ObjectKey::new("", &*namespace.name),
+            Self::Node(node) => ObjectKey::new("", &*node.name),
             Self::Pod(pod) => pod.key.clone(),
             Self::Service(service) => service.key.clone(),
             Self::EndpointSlice(slice) => slice.key.clone(),
             Self::NetworkPolicy(policy) => policy.key.clone(),
-            Self::ClusterNetworkPolicy(policy) => ObjectKey::new("", &policy.name),
-            Self::ServiceCidr(cidr) => ObjectKey::new("", &cidr.name),
+            Self::ClusterNetworkPolicy(policy) => ObjectKey::new("", &*policy.name),
+            Self::ServiceCidr(cidr) => ObjectKey::new("", &*cidr.name),
         }
     }
 }

@@ -130,7 +130,7 @@ async fn answer(State(port): State<Port>) -> Response {
         false => StatusCode::SERVICE_UNAVAILABLE,
     };
     let body = json!({
-        "service": {"namespace": check.service.namespace, "name": check.service.name},
+        "service": check.service,
         "localEndpoints": check.local_endpoints,
         "serviceProxyHealthy": is_healthy,
     });

@@ -30,10 +30,6 @@ pub struct Index {
     pub cluster_policies: BTreeMap<String, ClusterNetworkPolicy>,
     /// Ranges of cluster IPs, by the name of their ServiceCIDR.
     pub service_cidrs: BTreeMap<String, Vec<ipnet::IpNet>>,
-    /// Keys of the Services; the objects are the proxy's.
-    pub services: BTreeSet<ObjectKey>,
-    /// Name of the Service of each EndpointSlice; the objects are the proxy's.
-    pub slices: BTreeMap<ObjectKey, String>,
     attachments: BTreeMap<AttachmentKey, Attachment>,
     /// Which pods claim an address in their status.
     claims: BTreeMap<IpAddr, BTreeSet<ObjectKey>>,
@@ -204,7 +200,7 @@ pub(crate) fn in_namespace<'a, T>(
     let namespace = namespace.to_owned();
     objects
         .range(first..)
-        .take_while(move |(key, _)| key.namespace == namespace)
+        .take_while(move |(key, _)| *key.namespace == *namespace)
         .map(|(_, object)| object)
 }
 

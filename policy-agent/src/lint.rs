@@ -49,7 +49,7 @@ pub struct Finding {
 pub fn lint(snapshot: &Snapshot, namespace: Option<&str>) -> Vec<Finding> {
     let policies = snapshot.index.policies.values();
     let mut findings = Vec::new();
-    for policy in policies.filter(|p| namespace.is_none_or(|name| name == p.key.namespace)) {
+    for policy in policies.filter(|p| namespace.is_none_or(|name| *name == *p.key.namespace)) {
         let mut linter = Linter {
             snapshot,
             policy,

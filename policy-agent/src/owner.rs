@@ -39,6 +39,7 @@ use crate::compile::PolicyCompiler;
 use crate::event::{Event, Kind, Object};
 use crate::index::Index;
 use crate::model::Pod;
+use crate::owner::endpoints::is_given;
 
 pub use commit::SyncError;
 pub use news::ServiceNews;
@@ -212,13 +213,8 @@ impl<K: Kernel> Owner<K> {
             }
             Object::Service(service) => self.set_service(service),
             Object::EndpointSlice(slice) => {
-                let (key, service) = (slice.key.clone(), slice.service.clone());
+                self.slice_changes(&slice.key, Some(&slice.service));
                 self.apply_slice(slice);
-                let old = self.index.slices.insert(key.clone(), service.clone());
-                // It may have been of another Service.
-                for service in old.into_iter().chain([service]) {
-                    self.endpoints_changed(&ObjectKey::new(&*key.namespace, service));
-                }
             }
             Object::NetworkPolicy(policy) => {
                 let key = policy.key.clone();
@@ -252,31 +248,29 @@ impl<K: Kernel> Owner<K> {
     fn delete(&mut self, kind: Kind, key: &ObjectKey) {
         match kind {
             Kind::Namespace => {
-                if self.index.namespaces.remove(&key.name).is_some() {
+                if self.index.namespaces.remove(&*key.name).is_some() {
                     self.namespace_changed(&key.name);
                 }
             }
             Kind::Node => {
-                if self.index.nodes.remove(&key.name).is_some() {
+                if self.index.nodes.remove(&*key.name).is_some() {
                     self.policies.nodes_changed();
                 }
-                if key.name == self.settings.node {
+                if *key.name == *self.settings.node {
                     self.set_zone(None);
                     self.node_addresses_changed();
                 }
             }
             Kind::Pod => self.set_pod(key, None),
             Kind::Service => {
-                self.index.services.remove(key);
                 self.service_progress.service_changed(key, None);
                 self.proxy.remove_service(key);
                 self.note_service(key, None);
             }
             Kind::EndpointSlice => {
-                if let Some(service) = self.index.slices.remove(key) {
-                    self.proxy.remove_slice(key);
+                self.slice_changes(key, None);
+                if self.proxy.remove_slice(key) {
                     self.service_progress.endpoints_changed(None);
-                    self.endpoints_changed(&ObjectKey::new(&*key.namespace, service));
                 }
             }
             Kind::NetworkPolicy => {
@@ -285,12 +279,12 @@ impl<K: Kernel> Owner<K> {
                 }
             }
             Kind::ClusterNetworkPolicy => {
-                if self.index.cluster_policies.remove(&key.name).is_some() {
-                    self.policies.cluster_policy_changed(key.name.clone());
+                if self.index.cluster_policies.remove(&*key.name).is_some() {
+                    self.policies.cluster_policy_changed(key.name.to_string());
                 }
             }
             Kind::ServiceCidr => {
-                self.index.service_cidrs.remove(&key.name);
+                self.index.service_cidrs.remove(&*key.name);
                 self.service_cidrs_changed();
             }
         }
@@ -307,8 +301,11 @@ impl<K: Kernel> Owner<K> {
             Kind::Namespace => self.index.namespaces.keys().map(unnamespaced).collect(),
             Kind::Node => self.index.nodes.keys().map(unnamespaced).collect(),
             Kind::Pod => self.index.pods.keys().cloned().collect(),
-            Kind::Service => self.index.services.iter().cloned().collect(),
-            Kind::EndpointSlice => self.index.slices.keys().cloned().collect(),
+            Kind::Service => self.proxy.service_keys().cloned().collect(),
+            Kind::EndpointSlice => {
+                let slices = self.proxy.slice_keys();
+                slices.filter(|key| is_given(&key.name)).cloned().collect()
+            }
             Kind::NetworkPolicy => self.index.policies.keys().cloned().collect(),
             Kind::ClusterNetworkPolicy => {
                 let names = self.index.cluster_policies.keys();
@@ -344,7 +341,6 @@ impl<K: Kernel> Owner<K> {
         self.note_service(&key, Some(&service));
         self.service_progress.service_changed(&key, Some(&service));
         self.proxy.apply_service(service);
-        self.index.services.insert(key);
     }
 
     /// Admits an attachment's addresses. They stay closed until their pod is known.

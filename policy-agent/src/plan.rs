@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 use dataplane::netlink::TrackedFlow;
 use proxy::model::{ObjectKey, Protocol};
@@ -110,7 +111,7 @@ fn apply(snapshot: &mut Snapshot, object: Object, delete: bool) -> bool {
     let key = object.key();
     match object {
         Object::Namespace(_) if delete => {
-            index.namespaces.remove(&key.name);
+            index.namespaces.remove(&*key.name);
             // What is in it goes with it.
             let pods: Vec<_> = index
                 .pods_in(&key.name)
@@ -124,7 +125,7 @@ fn apply(snapshot: &mut Snapshot, object: Object, delete: bool) -> bool {
                 .retain(|policy, _| policy.namespace != key.name);
         }
         Object::Namespace(namespace) => {
-            index.namespaces.insert(key.name, namespace);
+            index.namespaces.insert(namespace.name.clone(), namespace);
         }
         Object::Pod(pod) => {
             // A manifest has no status: the pod keeps its addresses and its node.
@@ -148,10 +149,10 @@ fn apply(snapshot: &mut Snapshot, object: Object, delete: bool) -> bool {
             index.policies.insert(key, policy);
         }
         Object::ClusterNetworkPolicy(_) if delete => {
-            index.cluster_policies.remove(&key.name);
+            index.cluster_policies.remove(&*key.name);
         }
         Object::ClusterNetworkPolicy(policy) => {
-            index.cluster_policies.insert(key.name, policy);
+            index.cluster_policies.insert(policy.name.clone(), policy);
         }
         Object::Node(_)
         | Object::Service(_)
@@ -195,7 +196,7 @@ fn changes(before: &Snapshot, after: &Snapshot) -> Vec<PairChange> {
 
 /// Namespaces with a policy that changes: verdicts of other pairs stay. `None`: something
 /// changes that may concern every pair.
-struct Touched(Option<BTreeSet<String>>);
+struct Touched(Option<BTreeSet<Arc<str>>>);
 
 impl Touched {
     fn concerns(&self, pod: &ObjectKey) -> bool {

@@ -29,6 +29,8 @@ pub struct Snapshot {
     pub node: String,
     /// The objects and attachments.
     pub index: Index,
+    /// All Services.
+    pub service_keys: Vec<ObjectKey>,
     /// The Services that were asked for.
     pub services: Vec<ServiceStatus>,
     /// The policy groups of this node by the names of their chains.

@@ -1,6 +1,5 @@
 //! The cluster IPs that are in use.
 
-use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use dataplane::datatype::Bytes;
@@ -9,13 +8,15 @@ use dataplane::layout::INET;
 use dataplane::layout::services::CLUSTER_IPS;
 use dataplane::object::{Element, IpFamily};
 
+use crate::hash::HashMap;
 use crate::model::Service;
 
 /// Each with the number of Services that have it.
 #[derive(Default, Debug)]
 pub(crate) struct ClusterIps {
     users: HashMap<IpAddr, u32>,
-    changed: BTreeSet<IpAddr>,
+    /// May hold one several times.
+    changed: Vec<IpAddr>,
 }
 
 impl ClusterIps {
@@ -23,7 +24,7 @@ impl ClusterIps {
     pub(crate) fn add(&mut self, service: &Service) {
         for address in &service.cluster_ips {
             *self.users.entry(*address).or_default() += 1;
-            self.changed.insert(*address);
+            self.changed.push(*address);
         }
     }
 
@@ -36,7 +37,7 @@ impl ClusterIps {
                     self.users.remove(address);
                 }
             }
-            self.changed.insert(*address);
+            self.changed.push(*address);
         }
     }
 

@@ -3,13 +3,12 @@
 //! A restarted agent knows nothing of the order in which endpoints came and went. If it
 //! numbered them anew it would rewrite much of what is right.
 
-use std::collections::HashMap;
-
 use dataplane::layout::INET;
 use dataplane::layout::services::{Lane, Slot, parse_endpoint};
 use dataplane::object::{IpFamily, Ruleset};
 
 use crate::frontend::FrontendId;
+use crate::hash::HashMap;
 use crate::maps::TableId;
 use crate::model::Protocol;
 use crate::slots::Target;
@@ -17,9 +16,9 @@ use crate::slots::Target;
 /// The endpoints of each frontend in the order of their slots. Elements that no proxy of
 /// ours writes are passed over.
 pub(crate) fn slots(observed: &Ruleset) -> HashMap<TableId, Vec<Target>> {
-    let mut found: HashMap<TableId, Vec<(u32, Target)>> = HashMap::new();
+    let mut found: HashMap<TableId, Vec<(u32, Target)>> = HashMap::default();
     let Some(table) = observed.tables.get(&*INET) else {
-        return HashMap::new();
+        return HashMap::default();
     };
     let maps = Lane::ALL.into_iter();
     for (lane, family) in maps.flat_map(|lane| IpFamily::BOTH.map(|family| (lane, family))) {

@@ -6,12 +6,12 @@
 //! key. The others wait for it to go.
 
 use std::cmp::Ordering;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::frontend::{FrontendId, FrontendKind};
+use crate::hash::HashMap;
 use crate::model::{ObjectKey, Service};
 
 /// Who claims each frontend.

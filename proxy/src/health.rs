@@ -33,7 +33,7 @@ impl Proxy {
         let entry = self.index.get(service)?;
         Some(HealthCheck {
             service: service.clone(),
-            port: port_of(entry.service.as_deref()?)?,
+            port: port_of(entry.service()?)?,
             local_endpoints: self.local_endpoints(&entry.slices),
         })
     }

@@ -1,9 +1,10 @@
 //! Shared copies of values that occur many times: node and zone names, hints.
 
 use std::borrow::Borrow;
-use std::collections::HashSet;
 use std::hash::Hash;
 use std::sync::Arc;
+
+use crate::hash::HashSet;
 
 /// Below this number of values nothing is thrown away.
 const SMALL: usize = 64;
@@ -18,7 +19,7 @@ pub(crate) struct Pool<T: ?Sized> {
 impl<T: ?Sized> Default for Pool<T> {
     fn default() -> Self {
         Self {
-            values: HashSet::new(),
+            values: HashSet::default(),
             limit: SMALL,
         }
     }

@@ -22,6 +22,7 @@ mod claims;
 mod config;
 mod endpoints;
 mod frontend;
+mod hash;
 mod health;
 mod index;
 mod intern;
@@ -38,7 +39,6 @@ pub mod topology;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use dataplane::desired::Desired;
 use dataplane::layout::services::set_masquerade_all;
@@ -47,8 +47,8 @@ use ipnet::IpNet;
 
 use crate::addresses::ClusterIps;
 use crate::claims::Claims;
-use crate::frontend::{Admission, Plan};
-use crate::index::Index;
+use crate::frontend::Admission;
+use crate::index::{Index, PlannedService};
 use crate::maps::Maps;
 use crate::model::{EndpointSlice, ObjectKey, Service};
 use crate::surroundings::Surroundings;
@@ -71,8 +71,6 @@ pub struct Proxy {
     /// Whether what is desired masquerades all traffic to cluster IPs.
     masquerade_all: Option<bool>,
     maps: Maps,
-    /// Services to be compiled by the next sync.
-    dirty: BTreeSet<ObjectKey>,
     /// Frontends that somebody has given up since the last sync.
     released: BTreeSet<FrontendId>,
 }
@@ -102,7 +100,6 @@ impl Proxy {
             cluster_ips: ClusterIps::default(),
             masquerade_all: None,
             maps: Maps::default(),
-            dirty: BTreeSet::new(),
             released: BTreeSet::new(),
         }
     }
@@ -121,10 +118,8 @@ impl Proxy {
         }
         let renamed = self.node.name != node.name;
         self.node = node;
-        let affected = self.index.iter().filter(|(_, entry)| {
-            entry.service.is_some() && (renamed || entry.slices.iter().any(index::Slice::has_hints))
-        });
-        self.dirty.extend(affected.map(|(key, _)| key.clone()));
+        self.index
+            .note_all(|entry| renamed || entry.slices.iter().any(index::Slice::has_hints));
     }
 
     /// Other settings are in force.
@@ -150,11 +145,10 @@ impl Proxy {
         }
         self.surroundings.node_addresses = addresses;
         self.surroundings.changed = true;
-        let services = self.index.iter().filter(|(_, entry)| {
-            let service = entry.service.as_ref();
+        self.index.note_all(|entry| {
+            let service = entry.service();
             service.is_some_and(|service| !service.source_ranges.is_empty())
         });
-        self.dirty.extend(services.map(|(key, _)| key.clone()));
     }
 
     /// The ranges that cluster IPs are allocated from, in place of those of the last call.
@@ -170,19 +164,25 @@ impl Proxy {
 
     /// Makes a change after which Services may have other frontends.
     fn plan_again(&mut self, change: impl FnOnce(&mut Self)) {
-        let entries = self.index.iter();
-        let services: Vec<_> = entries
-            .filter_map(|(_, entry)| entry.service.clone())
-            .collect();
-        services.iter().for_each(|service| self.release(service));
+        for planned in self.index.planned() {
+            self.release(&planned);
+        }
         change(self);
-        services.iter().for_each(|service| self.claim(service));
+        let admission = admission(&self.config, &self.surroundings);
+        self.index
+            .plan_again(|service| frontend::plan(service, admission));
+        for planned in self.index.planned() {
+            self.claim(&planned);
+        }
     }
 
     /// A Service is new or has changed.
     pub fn apply_service(&mut self, service: Service) {
-        let (old, new) = self.index.set_service(service);
-        let Some(new) = new else { return };
+        let admission = admission(&self.config, &self.surroundings);
+        let plan = |service: &Service| frontend::plan(service, admission);
+        let Some((old, new)) = self.index.set_service(service, plan) else {
+            return;
+        };
         if let Some(old) = old {
             self.release(&old);
         }
@@ -194,45 +194,34 @@ impl Proxy {
         if let Some(old) = self.index.remove_service(key) {
             self.release(&old);
         }
-        self.dirty.remove(key);
     }
 
-    fn plan(&self, service: &Service) -> Plan {
-        let admission = Admission {
-            config: &self.config,
-            service_cidrs: &self.surroundings.service_cidrs,
-        };
-        frontend::plan(service, admission)
-    }
-
-    fn claim(&mut self, service: &Arc<Service>) {
-        for frontend in self.plan(service).frontends {
-            self.claims.claim(frontend.id, frontend.kind, service);
+    fn claim(&mut self, planned: &PlannedService) {
+        for frontend in &planned.plan.frontends {
+            self.claims
+                .claim(frontend.id, frontend.kind, &planned.service);
         }
-        self.cluster_ips.add(service);
-        self.dirty.insert(service.key.clone());
+        self.cluster_ips.add(&planned.service);
     }
 
-    fn release(&mut self, service: &Service) {
-        for frontend in self.plan(service).frontends {
-            let heir = self.claims.release(frontend.id, &service.key);
-            self.dirty.extend(heir);
+    fn release(&mut self, planned: &PlannedService) {
+        for frontend in &planned.plan.frontends {
+            if let Some(heir) = self.claims.release(frontend.id, &planned.service.key) {
+                self.index.note(&heir);
+            }
             self.released.insert(frontend.id);
         }
-        self.cluster_ips.remove(service);
+        self.cluster_ips.remove(&planned.service);
     }
 
     /// A slice is new or has changed. Returns whether that is news.
     pub fn apply_slice(&mut self, slice: EndpointSlice) -> bool {
-        let changed = self.index.set_slice(slice);
-        let is_news = !changed.is_empty();
-        self.dirty.extend(changed);
-        is_news
+        self.index.set_slice(slice)
     }
 
-    /// A slice is gone.
-    pub fn remove_slice(&mut self, key: &ObjectKey) {
-        self.dirty.extend(self.index.remove_slice(key));
+    /// A slice is gone. Returns whether there was one.
+    pub fn remove_slice(&mut self, key: &ObjectKey) -> bool {
+        self.index.remove_slice(key)
     }
 
     /// Brings `desired` up to date. The layout must be installed in it
@@ -253,7 +242,7 @@ impl Proxy {
                 self.maps.withdraw(desired, id, &mut report);
             }
         }
-        for key in std::mem::take(&mut self.dirty) {
+        for key in self.index.take_noted() {
             self.compile(&key, desired, &mut report);
         }
         self.maps.forget_adopted();
@@ -268,9 +257,30 @@ impl Proxy {
 
     /// The Service as it is served after the last sync.
     pub fn service(&self, key: &ObjectKey) -> Option<ServiceStatus> {
-        let entry = self.index.get(key)?;
-        let service = entry.service.as_ref()?;
-        Some(self.status(service, &entry.slices))
+        self.status(self.index.get(key)?)
+    }
+
+    /// Keys of the Services, sorted.
+    pub fn service_keys(&self) -> impl Iterator<Item = &ObjectKey> {
+        let services = self.index.iter();
+        services.filter_map(|(key, entry)| entry.service.as_ref().map(|_| key))
+    }
+
+    /// Keys of the slices, in no order.
+    pub fn slice_keys(&self) -> impl Iterator<Item = &ObjectKey> {
+        self.index.slices()
+    }
+
+    /// The Service of a slice.
+    pub fn service_of(&self, slice: &ObjectKey) -> Option<ObjectKey> {
+        self.index.service_of(slice)
+    }
+
+    /// Names of the slices of a Service, sorted.
+    pub fn slices_of(&self, service: &ObjectKey) -> impl Iterator<Item = &str> {
+        let slices = self.index.get(service).map(|entry| &*entry.slices);
+        let slices = slices.unwrap_or_default().iter();
+        slices.map(|slice| &*slice.name)
     }
 
     /// The Services that are reached at the address.
@@ -280,16 +290,22 @@ impl Proxy {
 
     /// The Services, sorted by key, as they are served after the last sync.
     pub fn services(&self) -> impl Iterator<Item = ServiceStatus> {
-        self.index.iter().filter_map(|(_, entry)| {
-            let service = entry.service.as_ref()?;
-            Some(self.status(service, &entry.slices))
-        })
+        let entries = self.index.iter();
+        entries.filter_map(|(_, entry)| self.status(entry))
     }
 
     /// UID of a Service that has one.
     pub fn uid(&self, service: &ObjectKey) -> Option<&str> {
-        let service = self.index.get(service)?.service.as_ref()?;
+        let service = self.index.get(service)?.service()?;
         Some(&*service.uid).filter(|uid| !uid.is_empty())
+    }
+}
+
+/// Which addresses may be served, as things are.
+fn admission<'a>(config: &'a ProxyConfig, surroundings: &'a Surroundings) -> Admission<'a> {
+    Admission {
+        config,
+        service_cidrs: &surroundings.service_cidrs,
     }
 }
 

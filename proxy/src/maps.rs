@@ -1,6 +1,6 @@
 //! What the proxy has in the data plane's maps, and how it changes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use dataplane::desired::Desired;
 use dataplane::layout::services::{
@@ -13,6 +13,7 @@ use dataplane::rule::Verdict;
 
 use crate::SyncReport;
 use crate::frontend::FrontendId;
+use crate::hash::HashMap;
 use crate::scheduler::Slots;
 use crate::slots::{SlotTable, Target};
 
@@ -80,7 +81,7 @@ impl Maps {
 
     /// Frontends that are new from now on start empty.
     pub(crate) fn forget_adopted(&mut self) {
-        self.adopted = HashMap::new();
+        self.adopted = HashMap::default();
     }
 
     /// The endpoints of a frontend, by slot.

@@ -31,7 +31,7 @@ impl Proxy {
     ) -> Option<NodePortEndpoints> {
         let entries = claimants.into_iter().filter_map(|key| {
             let entry = self.index.get(key)?;
-            let service = entry.service.as_deref()?;
+            let service = entry.service()?;
             let port = service.ports.iter().find(|candidate| {
                 candidate.protocol == Protocol::Tcp && candidate.node_port == Some(port)
             })?;

@@ -5,11 +5,12 @@ use dataplane::layout::services::Masquerade;
 
 use crate::endpoints::candidates;
 use crate::frontend::{self, Frontend, FrontendKind};
+use crate::index::PlannedService;
 use crate::maps::{Outcome, Program};
 use crate::model::{ObjectKey, TrafficPolicy};
 use crate::ranges::ParsedRanges;
 use crate::scheduler::Scheduler;
-use crate::topology::{Candidate, Selection, select};
+use crate::topology::{Candidate, NodeIdentity, Selection, select};
 use crate::{Proxy, SyncReport};
 
 impl Proxy {
@@ -20,14 +21,13 @@ impl Proxy {
         desired: &mut Desired,
         report: &mut SyncReport,
     ) {
-        let Some(entry) = self.index.get(key) else {
+        let Some(entry) = self.index.begin(key) else {
             return;
         };
-        let Some(service) = &entry.service else {
+        let Some(PlannedService { service, plan }) = &entry.service else {
             return;
         };
         report.services += 1;
-        let plan = self.plan(service);
         let ranges = ParsedRanges::of(service);
         let scheduler = Scheduler::of(service).unwrap_or_default();
         for group in plan.groups() {
@@ -40,7 +40,7 @@ impl Proxy {
                 let is_external = frontend.kind.is_external();
                 let outcome = |selection| outcome(scheduler, is_external, selection);
                 let all = outcome(select(&candidates, frontend.policy, &self.node));
-                let cluster = self.for_cluster(frontend, &candidates).map(outcome);
+                let cluster = for_cluster(frontend, &candidates, &self.node).map(outcome);
                 let is_restricted = frontend.kind == FrontendKind::LoadBalancer;
                 let addresses = &self.surroundings.node_addresses;
                 let program = Program {
@@ -58,16 +58,16 @@ impl Proxy {
             }
         }
     }
+}
 
-    /// What sources of the cluster reach; `None` where it is what all do.
-    pub(crate) fn for_cluster(
-        &self,
-        frontend: &Frontend,
-        candidates: &[Candidate<'_>],
-    ) -> Option<Selection> {
-        let select = || select(candidates, TrafficPolicy::Cluster, &self.node);
-        frontend.has_short_cut().then(select)
-    }
+/// What sources of the cluster reach; `None` where it is what all do.
+pub(crate) fn for_cluster(
+    frontend: &Frontend,
+    candidates: &[Candidate<'_>],
+    node: &NodeIdentity,
+) -> Option<Selection> {
+    let select = || select(candidates, TrafficPolicy::Cluster, node);
+    frontend.has_short_cut().then(select)
 }
 
 /// Whose source addresses are replaced. What is sent to a cluster IP is known by that

@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use crate::Proxy;
 use crate::endpoints::candidates;
 use crate::frontend::{Frontend, FrontendId, FrontendKind};
-use crate::index::Slice;
+use crate::index::{Entry, PlannedService};
 use crate::model::{ObjectKey, Service};
+use crate::program::for_cluster;
 use crate::topology::{Candidate, Criterion, Selection, select};
 
 /// A Service as this node serves it.
@@ -105,8 +106,10 @@ impl From<Selection> for FrontendState {
 }
 
 impl Proxy {
-    pub(crate) fn status(&self, service: &Service, slices: &[Slice]) -> ServiceStatus {
-        let plan = self.plan(service);
+    /// `None`: slices without a Service.
+    pub(crate) fn status(&self, entry: &Entry) -> Option<ServiceStatus> {
+        let PlannedService { service, plan } = entry.service.as_ref()?;
+        let slices = &entry.slices;
         let mut frontends = Vec::new();
         for group in plan.groups() {
             let port = &service.ports[group[0].port];
@@ -117,11 +120,11 @@ impl Proxy {
                 frontends.push(status);
             }
         }
-        ServiceStatus {
+        Some(ServiceStatus {
             key: service.key.clone(),
-            problems: problems::of(service, slices, &plan, &frontends),
+            problems: problems::of(service, slices, plan, &frontends),
             frontends,
-        }
+        })
     }
 
     fn frontend(
@@ -138,9 +141,7 @@ impl Proxy {
             },
             selection => selection.into(),
         };
-        let from_cluster = self
-            .for_cluster(frontend, candidates)
-            .map(FrontendState::from);
+        let from_cluster = for_cluster(frontend, candidates, &self.node).map(FrontendState::from);
         let from_cluster = from_cluster.filter(|other| !is_lost && *other != state);
         // The slots of a lost frontend are those of its owner's endpoints.
         let used = if is_lost {

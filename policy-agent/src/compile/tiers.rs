@@ -44,7 +44,7 @@ struct Shared {
 
 /// Whether it is known which ClusterNetworkPolicies select the pod.
 pub(super) fn are_known(pod: &Pod, index: &Index) -> bool {
-    let namespace = index.namespaces.get(&pod.key.namespace);
+    let namespace = index.namespaces.get(&*pod.key.namespace);
     let mut policies = index.cluster_policies.values();
     policies.all(|policy| policy.subject.contains(pod, namespace).is_some())
 }
@@ -52,7 +52,7 @@ pub(super) fn are_known(pod: &Pod, index: &Index) -> bool {
 impl TierId {
     /// The tier of a pod; `None` where it is empty.
     pub(super) fn of(pod: &Pod, tier: Tier, direction: Direction, index: &Index) -> Option<Self> {
-        let namespace = index.namespaces.get(&pod.key.namespace);
+        let namespace = index.namespaces.get(&*pod.key.namespace);
         let has_rules = |policy: &ClusterNetworkPolicy| match direction {
             Direction::Egress => !policy.egress.is_empty(),
             Direction::Ingress => !policy.ingress.is_empty(),

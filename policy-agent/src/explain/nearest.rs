@@ -113,7 +113,7 @@ impl Side<'_> {
                 let mut why = Vec::new();
                 let mut distance = 0;
                 match namespaces {
-                    None if pod.key.namespace == namespace => {}
+                    None if *pod.key.namespace == *namespace => {}
                     None => {
                         distance += 2;
                         why.push(format!(
@@ -121,7 +121,7 @@ impl Side<'_> {
                             pod.key
                         ));
                     }
-                    Some(selector) => match self.index.namespaces.get(&pod.key.namespace) {
+                    Some(selector) => match self.index.namespaces.get(&*pod.key.namespace) {
                         None => {
                             distance += 2;
                             why.push(format!("Namespace {} is not known", pod.key.namespace));

@@ -135,7 +135,7 @@ impl<'a> Finder<'a> {
             End::Service(key) => match find(key) {
                 Some(service) => Ok(Some(service)),
                 None => {
-                    let services = self.snapshot.index.services.iter();
+                    let services = self.snapshot.service_keys.iter();
                     Err(QueryError::unknown("Service", key, services))
                 }
             },

@@ -60,7 +60,7 @@ fn put(index: &mut Index, pod: Pod) {
 
 fn owner_name(index: &Index) -> Option<String> {
     match index.owner(ip()) {
-        Owner::Pod(pod) => Some(pod.key.name.clone()),
+        Owner::Pod(pod) => Some(pod.key.name.to_string()),
         _ => None,
     }
 }

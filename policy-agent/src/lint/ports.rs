@@ -80,7 +80,7 @@ impl Linter<'_> {
                     let in_namespace = match namespaces {
                         None => pod.key.namespace == *own,
                         Some(selector) => {
-                            let namespace = index.namespaces.get(&pod.key.namespace);
+                            let namespace = index.namespaces.get(&*pod.key.namespace);
                             namespace.is_some_and(|of| selector.matches(&of.labels))
                         }
                     };

@@ -4,6 +4,7 @@
 //! owner does the controller's part, for Services with a selector and without slices.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use dataplane::kernel::Kernel;
 use proxy::model::{ObjectKey, Service};
@@ -11,6 +12,15 @@ use proxy::model::{ObjectKey, Service};
 use super::Owner;
 use crate::index::in_namespace;
 use crate::source::endpoints::{selects, slices_for};
+
+/// Begins the names of slices that were computed. No object has such a name: one that is
+/// given is never taken for one of them.
+const COMPUTED: char = ':';
+
+/// Whether a slice of the name is an object of the source.
+pub(super) fn is_given(name: &str) -> bool {
+    !name.starts_with(COMPUTED)
+}
 
 /// What was computed, and what must be again.
 #[derive(Debug, Default)]
@@ -32,14 +42,7 @@ impl<K: Kernel> Owner<K> {
             Some(service) => self.endpoints.services.insert(key.clone(), service.clone()),
             None => self.endpoints.services.remove(key),
         };
-        self.endpoints_changed(key);
-    }
-
-    /// The Service or its slices have changed.
-    pub(super) fn endpoints_changed(&mut self, service: &ObjectKey) {
-        if self.settings.compute_endpoints {
-            self.endpoints.dirty.insert(service.clone());
-        }
+        self.endpoints.dirty.insert(key.clone());
     }
 
     /// The pod has changed, or is about to: Services that select it as it is now.
@@ -56,12 +59,22 @@ impl<K: Kernel> Owner<K> {
         self.endpoints.dirty.extend(keys);
     }
 
+    /// A slice that is given comes, changes, or with no `service` goes. It may have been of
+    /// another Service.
+    pub(super) fn slice_changes(&mut self, slice: &ObjectKey, service: Option<&str>) {
+        if !self.settings.compute_endpoints {
+            return;
+        }
+        let before = self.proxy.service_of(slice);
+        let now = service.map(|service| ObjectKey::new(Arc::clone(&slice.namespace), service));
+        self.endpoints.dirty.extend(before.into_iter().chain(now));
+    }
+
     /// Computes what has changed and tells the proxy.
     pub(super) fn compute_endpoints(&mut self) {
         for key in std::mem::take(&mut self.endpoints.dirty) {
-            let is_given = in_namespace(&self.index.slices, &key.namespace)
-                .any(|service| *service == key.name);
-            let service = self.endpoints.services.get(&key).filter(|_| !is_given);
+            let has_given = self.proxy.slices_of(&key).any(is_given);
+            let service = self.endpoints.services.get(&key).filter(|_| !has_given);
             let slices = service.map(|service| {
                 slices_for(
                     service,
@@ -74,10 +87,8 @@ impl<K: Kernel> Owner<K> {
                 )
             });
             let mut slices = slices.unwrap_or_default();
-            // No object has such a name: a slice that is given is never taken for one that
-            // was computed.
             for slice in &mut slices {
-                slice.key.name.insert(0, ':');
+                slice.key.name = format!("{COMPUTED}{}", slice.key.name).into();
             }
             let now: BTreeSet<_> = slices.iter().map(|slice| slice.key.clone()).collect();
             let before = self.endpoints.slices.remove(&key).unwrap_or_default();

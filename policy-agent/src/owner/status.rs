@@ -174,7 +174,7 @@ impl<K: Kernel> Owner<K> {
             failures: progress.failures,
             repairs: progress.repairs,
             policy_generation: self.generation,
-            services: self.index.services.len(),
+            services: self.proxy.service_keys().count(),
             policies: self.index.policies.len() + self.index.cluster_policies.len(),
             pods: self.index.pods.len(),
             unprogrammed: unprogrammed.count(),
@@ -235,6 +235,7 @@ impl<K: Kernel> Owner<K> {
         Snapshot {
             node: self.settings.node.clone(),
             index: self.index.clone(),
+            service_keys: self.proxy.service_keys().cloned().collect(),
             services: keys
                 .iter()
                 .filter_map(|key| self.proxy.service(key))

@@ -128,8 +128,8 @@ fn slice(
     let family = if is_v6 { "ipv6" } else { "ipv4" };
     let name = format!("{}-{family}-{ordinal}", service.key.name);
     EndpointSlice {
-        key: ObjectKey::new(&service.key.namespace, name),
-        service: service.key.name.clone(),
+        key: ObjectKey::new(&*service.key.namespace, name),
+        service: service.key.name.to_string(),
         ports: ports
             .into_iter()
             .map(|(name, protocol, port)| SlicePort {

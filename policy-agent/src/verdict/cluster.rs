@@ -113,7 +113,7 @@ impl<'a> Cluster<'a> {
         pod: &Pod,
         direction: Direction,
     ) -> impl Iterator<Item = (&'a NetworkPolicy, &'a [Rule])> {
-        let of_namespace = self.policies.get(pod.key.namespace.as_str());
+        let of_namespace = self.policies.get(&*pod.key.namespace);
         of_namespace
             .into_iter()
             .flatten()
@@ -123,7 +123,7 @@ impl<'a> Cluster<'a> {
 
     /// The Namespace of the pod, where it is known.
     pub(super) fn namespace(&self, pod: &Pod) -> Option<&'a Namespace> {
-        self.namespaces.get(pod.key.namespace.as_str()).copied()
+        self.namespaces.get(&*pod.key.namespace).copied()
     }
 
     fn claim(&mut self, pod: &'a Pod, addresses: impl IntoIterator<Item = IpAddr>) {

@@ -49,7 +49,7 @@ fn peer_matches(peer: &Peer, namespace: &str, remote: &Remote<'_>) -> bool {
         Peer::Pods { namespaces, pods } => {
             let Some(pod) = remote.pod else { return false };
             let in_namespace = match namespaces {
-                None => pod.key.namespace == namespace,
+                None => *pod.key.namespace == *namespace,
                 Some(selector) => remote
                     .namespace
                     .is_some_and(|n| selector.matches(&n.labels)),

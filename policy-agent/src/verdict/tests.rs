@@ -66,7 +66,7 @@ impl World {
     }
 
     fn get(&mut self, namespace: &str, name: &str) -> &mut Pod {
-        let is_it = |pod: &&mut Pod| pod.key.namespace == namespace && pod.key.name == name;
+        let is_it = |pod: &&mut Pod| *pod.key.namespace == *namespace && *pod.key.name == *name;
         self.pods.iter_mut().find(is_it).unwrap()
     }
 
@@ -175,15 +175,15 @@ fn a_verdict_names_the_isolating_policies_and_the_deciding_rule() {
     let tcp = |port| Transport::Port(Protocol::Tcp, port);
 
     let verdict = cluster.judge(&flow(XB, XA, tcp(80)));
-    assert!(matches!(verdict.egress, Judgement::NotIsolated { pod } if pod.name == "b"));
+    assert!(matches!(verdict.egress, Judgement::NotIsolated { pod } if &*pod.name == "b"));
     let Judgement::Allowed { pod, isolating, by } = &verdict.ingress else {
         panic!("{verdict:?}");
     };
-    assert_eq!(pod.name, "a");
-    let names: Vec<_> = isolating.iter().map(|p| p.key.name.as_str()).collect();
+    assert_eq!(&*pod.name, "a");
+    let names: Vec<_> = isolating.iter().map(|p| &*p.key.name).collect();
     assert_eq!(names, ["a-allow", "b-deny"]);
     assert_eq!(
-        (by.policy.key.name.as_str(), by.direction, by.rule),
+        (&*by.policy.key.name, by.direction, by.rule),
         ("a-allow", Direction::Ingress, 1)
     );
     assert_eq!(

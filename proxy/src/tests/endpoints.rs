@@ -103,7 +103,7 @@ fn ports_are_matched_by_name_and_may_differ_per_slice() {
 #[test]
 fn slices_of_other_services_and_namespaces_do_not_count() {
     let mut foreign = slice("web-1", "web", HTTP, [ready("10.1.0.9")]);
-    foreign.key.namespace = "other".to_owned();
+    foreign.key.namespace = "other".into();
     let node = Node::with(
         [web()],
         [

@@ -42,13 +42,14 @@ impl Objects {
         match step {
             Step::Apply(service) => {
                 self.services
-                    .insert(service.key.name.clone(), service.clone());
+                    .insert(service.key.name.to_string(), service.clone());
             }
             Step::Remove(name) => {
                 self.services.remove(*name);
             }
             Step::ApplySlice(slice) => {
-                self.slices.insert(slice.key.name.clone(), slice.clone());
+                self.slices
+                    .insert(slice.key.name.to_string(), slice.clone());
             }
             Step::RemoveSlice(name) => {
                 self.slices.remove(*name);
@@ -87,7 +88,7 @@ impl Objects {
         for slice in self
             .slices
             .values()
-            .filter(|s| s.service == service.key.name)
+            .filter(|s| *s.service == *service.key.name)
         {
             let port = slice
                 .ports
@@ -215,7 +216,9 @@ fn carry_out(node: &mut Node, step: Step) {
         Step::ApplySlice(slice) => {
             node.proxy.apply_slice(slice);
         }
-        Step::RemoveSlice(name) => node.proxy.remove_slice(&key(name)),
+        Step::RemoveSlice(name) => {
+            node.proxy.remove_slice(&key(name));
+        }
         Step::Sync => {
             node.proxy.sync(&mut node.desired);
         }

@@ -192,8 +192,8 @@ pub(super) fn attachment(container: &str, pod: Option<&str>, addresses: &[&str])
         bandwidth: None,
         undo: Default::default(),
         pod: pod.map(|name| PodRef {
-            namespace: self::key(name).namespace,
-            name: self::key(name).name,
+            namespace: self::key(name).namespace.to_string(),
+            name: self::key(name).name.to_string(),
             uid: Some(format!("uid-{name}")),
         }),
     }

@@ -58,7 +58,7 @@ impl Convert for ClusterNetworkPolicy {
             .filter(|_| is_subject_known)
             .unwrap_or((Tier::Admin, 0));
         Ok(Some(Object::ClusterNetworkPolicy(Model {
-            name,
+            name: name.to_string(),
             uid: self.metadata.uid.take().unwrap_or_default(),
             tier,
             priority,

@@ -25,7 +25,7 @@ impl Convert for core::Namespace {
     const KIND: Kind = Kind::Namespace;
 
     fn convert(mut self) -> Result<Option<Object>, ConvertError> {
-        let mut namespace = Namespace::implicit(object_key(Self::KIND, &self.metadata)?.name);
+        let mut namespace = Namespace::implicit(&*object_key(Self::KIND, &self.metadata)?.name);
         let mut labels = labels(&mut self.metadata);
         labels.append(&mut namespace.labels);
         namespace.labels = labels;

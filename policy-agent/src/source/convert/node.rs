@@ -46,7 +46,7 @@ impl Convert for core::Node {
             })?);
         }
         Ok(Some(Object::Node(Node {
-            name,
+            name: name.to_string(),
             labels: labels(&mut self.metadata),
             addresses,
             pod_cidrs,

@@ -10,7 +10,7 @@ impl Convert for networking::ServiceCIDR {
     const KIND: Kind = Kind::ServiceCidr;
 
     fn convert(self) -> Result<Option<Object>, ConvertError> {
-        let name = object_key(Self::KIND, &self.metadata)?.name;
+        let name = object_key(Self::KIND, &self.metadata)?.name.to_string();
         let mut ranges = Vec::new();
         let cidrs = self.spec.and_then(|spec| spec.cidrs).unwrap_or_default();
         for (i, cidr) in cidrs.iter().enumerate() {

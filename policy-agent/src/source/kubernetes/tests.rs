@@ -86,10 +86,13 @@ fn kind_of(event: &Event) -> Kind {
 
 fn names(event: &Event) -> (char, Vec<String>) {
     match event {
-        Event::Apply(object) => ('+', vec![object.key().name]),
-        Event::Delete(_, key) => ('-', vec![key.name.clone()]),
-        Event::Invalid { key, .. } => ('!', vec![key.name.clone()]),
-        Event::Reset(_, objects) => ('=', objects.iter().map(|o| o.key().name).collect()),
+        Event::Apply(object) => ('+', vec![object.key().name.to_string()]),
+        Event::Delete(_, key) => ('-', vec![key.name.to_string()]),
+        Event::Invalid { key, .. } => ('!', vec![key.name.to_string()]),
+        Event::Reset(_, objects) => (
+            '=',
+            objects.iter().map(|o| o.key().name.to_string()).collect(),
+        ),
     }
 }
 

@@ -134,7 +134,7 @@ impl Ledger {
         self.told.retain(|id, _| {
             let stays = match winners.get(id) {
                 Some((_, claim)) => !matches!(claim.state, ClaimState::NotOurs),
-                None => id.0 == Kind::Namespace && implicit.contains(id.1.name.as_str()),
+                None => id.0 == Kind::Namespace && implicit.contains(&*id.1.name),
             };
             if !stays {
                 events.push(Event::Delete(id.0, id.1.clone()));
@@ -149,11 +149,11 @@ fn implicit_names<'a>(winners: &Winners<'a>) -> BTreeSet<&'a str> {
     let mut names: BTreeSet<&str> = winners
         .keys()
         .filter(|(kind, _)| kind.is_namespaced())
-        .map(|(_, key)| key.namespace.as_str())
+        .map(|(_, key)| &*key.namespace)
         .collect();
     for (kind, key) in winners.keys() {
         if *kind == Kind::Namespace {
-            names.remove(key.name.as_str());
+            names.remove(&*key.name);
         }
     }
     names

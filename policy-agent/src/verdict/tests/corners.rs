@@ -338,7 +338,7 @@ fn a_finished_pod_leaves_its_address_to_the_next_owner() {
     world.pod("y", "next", &[], &["10.0.1.9".into()]);
     let cluster = world.cluster();
     assert_eq!(
-        cluster.owner("10.0.1.9".parse().unwrap()).unwrap().key.name,
+        &*cluster.owner("10.0.1.9".parse().unwrap()).unwrap().key.name,
         "next"
     );
 }
@@ -355,7 +355,7 @@ fn the_newest_live_pod_owns_a_contested_address() {
         }
         let cluster = world.cluster();
         assert_eq!(
-            cluster
+            &*cluster
                 .owner("10.0.1.99".parse().unwrap())
                 .unwrap()
                 .key

@@ -125,7 +125,7 @@ impl World {
                             .collect(),
                     };
                     let chosen = self.pods.iter().filter(|pod| {
-                        of.contains(pod.key.namespace.as_str()) && pods.matches(&pod.labels)
+                        of.contains(&*pod.key.namespace) && pods.matches(&pod.labels)
                     });
                     set.extend(chosen.map(|pod| pod.ips[0]));
                 }
