@@ -224,6 +224,23 @@ impl Nftables {
         Ok(self.seq)
     }
 
+    /// Asks a question of that type, whose answer is one message, for a number in it. `None`:
+    /// it has none, or the kernel does not know the question.
+    pub(super) fn number(&mut self, ty: u16, attribute: u16) -> Result<Option<u32>, KernelError> {
+        let seq = self.request(ty, 0, 0, &[])?;
+        let mut buffer = Vec::with_capacity(RECEIVE);
+        loop {
+            self.read(&mut buffer, 0)?;
+            let Some(message) = Messages(&buffer).find(|message| message.seq == seq) else {
+                continue;
+            };
+            return match message.error() {
+                Some(error) => not_about_an_object(error.errno).map(|()| None),
+                None => Ok(message.attrs().u32(attribute)),
+            };
+        }
+    }
+
     /// Sends a message of that type with each of the attributes, as one datagram, and waits
     /// until the kernel has carried them all out. What does not exist is no error.
     pub(super) fn carry_out(
@@ -337,19 +354,8 @@ impl Kernel for Nftables {
     }
 
     fn generation(&mut self) -> Result<u32, KernelError> {
-        let seq = self.request(message_type(msg::GETGEN), 0, 0, &[])?;
-        let mut buffer = Vec::with_capacity(RECEIVE);
-        loop {
-            self.read(&mut buffer, 0)?;
-            let Some(message) = Messages(&buffer).find(|message| message.seq == seq) else {
-                continue;
-            };
-            if let Some(error) = message.error() {
-                not_about_an_object(error.errno)?;
-            }
-            let id = message.attrs().u32(gen_id::ID);
-            return id.ok_or(KernelError::Protocol("a generation without number"));
-        }
+        let id = self.number(message_type(msg::GETGEN), gen_id::ID)?;
+        id.ok_or(KernelError::Protocol("a generation without number"))
     }
 }
 
