@@ -13,7 +13,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 # The harness looks for the programs of this tree.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build demo test bench fuzz lint fmt clean-netns
+.PHONY: help setup build demo test bench cluster-test conformance fuzz lint fmt clean-netns
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -35,6 +35,14 @@ test: setup build ## every suite; those with real packets need root (TRAMMEL_SKI
 
 bench: setup build ## every benchmark; those with real packets need root
 	@$(CARGO) bench --workspace
+
+cluster-test: setup build ## a real Kubernetes on two nodes, Trammel its network, and the scenarios on it; root (ARGS="policies::")
+	@tests/cluster/test $(ARGS)
+
+conformance: setup build ## the official [sig-network] tests on such a cluster, results in tests/cluster/conformance.md; root
+	@tests/cluster/build
+	@tests/cluster/up
+	@tests/cluster/conformance $(ARGS); status=$$?; tests/cluster/down; exit $$status
 
 # Of the four targets one after the other.
 FUZZ_SECONDS ?= 600

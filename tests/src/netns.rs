@@ -12,11 +12,13 @@ use serde_json::Value;
 
 use crate::{command, name};
 
-/// A named network namespace with `lo` up. Deleted when dropped.
+/// A network namespace. One that was made here has a name and `lo` up, and is deleted
+/// when dropped.
 #[derive(Debug)]
 pub struct NetNs {
     name: String,
     path: PathBuf,
+    is_ours: bool,
 }
 
 impl NetNs {
@@ -27,9 +29,19 @@ impl NetNs {
         let netns = Self {
             path: Path::new("/run/netns").join(&name),
             name,
+            is_ours: true,
         };
         netns.ip("link set lo up")?;
         Ok(netns)
+    }
+
+    /// A namespace that another program made and will delete; `name` is for messages.
+    pub fn existing(name: &str, path: PathBuf) -> Self {
+        Self {
+            name: name.to_owned(),
+            path,
+            is_ours: false,
+        }
     }
 
     /// Its name, as `ip netns` knows it.
@@ -55,11 +67,7 @@ impl NetNs {
 
     /// Runs `ip` inside, arguments separated by spaces.
     pub fn ip(&self, arguments: &str) -> Result<String> {
-        command::run(
-            Command::new("ip")
-                .args(["-n", &self.name])
-                .args(arguments.split_whitespace()),
-        )
+        command::run(self.command("ip").args(arguments.split_whitespace()))
     }
 
     /// Runs `ip -j` inside. Nothing at all counts as an empty list.
@@ -126,7 +134,8 @@ impl NetNs {
 impl Drop for NetNs {
     fn drop(&mut self) {
         // A test may have deleted it itself.
-        if self.path.exists()
+        if self.is_ours
+            && self.path.exists()
             && let Err(error) = command::run(Command::new("ip").args(["netns", "del", &self.name]))
         {
             eprintln!("cannot delete a namespace: {error:#}");

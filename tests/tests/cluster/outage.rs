@@ -1,0 +1,249 @@
+//! The control plane goes away, forgets, and comes back.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use tests::inspect::items;
+use tests::wait::eventually;
+
+use crate::cluster::{Cluster, NODES, SOON, require_cluster};
+use crate::load::{Load, answers, is_denied};
+use crate::objects::{PORT, allow, deny_all, from_app, pod, service};
+use crate::space::{Pod, Space};
+
+/// A server that `friend` may reach and `foe` may not, each on the other node.
+fn guarded(space: &Space<'_>) -> Result<[Pod; 3]> {
+    space.apply(&[
+        pod("web", NODES[1]),
+        service("web"),
+        pod("friend", NODES[0]),
+        pod("foe", NODES[0]),
+        deny_all(),
+        allow("web", &from_app("friend")),
+    ])?;
+    Ok([
+        space.ready_pod("web")?,
+        space.ready_pod("friend")?,
+        space.ready_pod("foe")?,
+    ])
+}
+
+/// A process of a container of a node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Process {
+    /// In the node.
+    pid: String,
+    program: String,
+    /// Tells network namespaces apart.
+    netns: String,
+}
+
+/// The first processes of all containers of a node.
+fn processes(cluster: &Cluster, node: &str) -> Result<Vec<Process>> {
+    const LIST: &str = r#"for pid in $(ctr -n k8s.io task ls | awk 'NR > 1 && $3 == "RUNNING" {print $2}'); do
+        echo "$pid $(</proc/$pid/comm) $(readlink /proc/$pid/ns/net)"; done"#;
+    let text = cluster.node(node, &["bash", "-c", LIST])?;
+    Ok(text
+        .lines()
+        .filter_map(|line| {
+            let [pid, program, netns] = line.split_whitespace().collect::<Vec<_>>()[..] else {
+                // It ended meanwhile.
+                return None;
+            };
+            Some(Process {
+                pid: pid.to_owned(),
+                program: program.to_owned(),
+                netns: netns.to_owned(),
+            })
+        })
+        .collect())
+}
+
+/// Kills the process that holds the pod's namespaces, which kubelet then makes anew without
+/// asking the API server, and returns the pod's new addresses.
+fn remake_sandbox(cluster: &Cluster, pod: &Pod) -> Result<Vec<IpAddr>> {
+    let own = fs::read_link(pod.netns.path()).context("the pod's namespace")?;
+    let before = processes(cluster, &pod.node)?;
+    let pause = before
+        .iter()
+        .find(|p| p.program == "pause" && own == Path::new(&p.netns))
+        .with_context(|| format!("no pause process of {} among {before:?}", pod.name))?;
+    cluster.node(&pod.node, &["kill", "-KILL", &pause.pid])?;
+    let is_new = |p: &Process| before.iter().all(|old| old.netns != p.netns);
+    let (server, _) = eventually(SOON, || {
+        let now = processes(cluster, &pod.node)?;
+        now.iter()
+            .find(|p| is_new(p) && p.program != "pause")
+            .cloned()
+            .with_context(|| format!("no new server among {now:?}"))
+    })?;
+    let text = cluster.node(
+        &pod.node,
+        &[
+            "nsenter",
+            "-t",
+            &server.pid,
+            "--net",
+            "ip",
+            "-j",
+            "address",
+            "show",
+            "eth0",
+            "scope",
+            "global",
+        ],
+    )?;
+    let links: Value = serde_json::from_str(&text).context("ip -j address")?;
+    Ok(items(&links[0]["addr_info"])
+        .filter_map(|address| address["local"].as_str()?.parse().ok())
+        .collect())
+}
+
+/// issue 7, 4: API server away; netpol.md 64, 65.
+#[test]
+fn everything_goes_on_while_the_api_server_is_away() -> Result<()> {
+    let cluster = require_cluster!();
+    let space = Space::create(&cluster, "away")?;
+    let [web, friend, foe] = guarded(&space)?;
+    let (cluster_ips, _) = space.service("web")?;
+    answers(&friend.netns, cluster_ips[0])?;
+    is_denied(&foe.netns, cluster_ips[0])?;
+
+    let allowed = Load::allowed(&friend.netns, cluster_ips[0], 50)?;
+    let denied = Load::denied(&foe.netns, web.targets()[0])?;
+    let api_server = cluster.without("node1", "apiserver", "kill")?;
+    thread::sleep(Duration::from_secs(60));
+    allowed.stop()?.never_failed()?;
+    denied.stop()?.never_answered()?;
+
+    // The sandbox that is made now has addresses that the API server never saw, and the
+    // policies of its pod all the same.
+    let addresses = remake_sandbox(&cluster, &web)?;
+    ensure!(addresses.len() == 2, "new addresses {addresses:?}");
+    for ip in addresses {
+        ensure!(!web.ips.contains(&ip), "{ip} again");
+        let target = SocketAddr::new(ip, PORT);
+        answers(&friend.netns, target)?;
+        is_denied(&foe.netns, target)?;
+    }
+    api_server.start()?;
+    cluster.wait_for_api()?;
+
+    // What was not known until now is, and changes arrive again.
+    space.apply(&[pod("late", NODES[1])])?;
+    let late = space.ready_pod("late")?;
+    is_denied(&late.netns, cluster_ips[0])?;
+    space.kubectl(&["delete", "networkpolicy", "--all"])?;
+    answers(&late.netns, cluster_ips[0])?;
+    Ok(())
+}
+
+/// An API server that has forgotten everything, and no kubelet: they would delete all pods
+/// when they see none, which is not what is tested here. Remembers when dropped.
+struct Forgetful<'c> {
+    cluster: &'c Cluster,
+    is_over: bool,
+}
+
+impl<'c> Forgetful<'c> {
+    fn begin(cluster: &'c Cluster) -> Result<Self> {
+        let forgetful = Self {
+            cluster,
+            is_over: false,
+        };
+        for node in NODES {
+            cluster.proc(node, "kubelet", "stop")?;
+        }
+        for program in ["controller-manager", "scheduler", "apiserver", "etcd"] {
+            cluster.proc("node1", program, "stop")?;
+        }
+        let [data, aside] = forgetful.data();
+        fs::rename(data, aside).context("cannot set etcd's data aside")?;
+        cluster.proc("node1", "etcd", "start")?;
+        cluster.proc("node1", "apiserver", "start")?;
+        cluster.wait_for_api()?;
+        Ok(forgetful)
+    }
+
+    /// etcd's data, and where they lie meanwhile.
+    fn data(&self) -> [PathBuf; 2] {
+        ["etcd", "etcd.aside"].map(|name| self.cluster.run_dir().join("node1").join(name))
+    }
+
+    fn end(mut self) -> Result<()> {
+        self.restore()
+    }
+
+    fn restore(&mut self) -> Result<()> {
+        self.is_over = true;
+        let cluster = self.cluster;
+        cluster.proc("node1", "apiserver", "stop")?;
+        cluster.proc("node1", "etcd", "stop")?;
+        let [data, aside] = self.data();
+        if aside.exists() {
+            fs::remove_dir_all(&data)
+                .and_then(|()| fs::rename(&aside, &data))
+                .context("cannot restore etcd's data")?;
+        }
+        cluster.proc("node1", "etcd", "start")?;
+        cluster.proc("node1", "apiserver", "start")?;
+        cluster.wait_for_api()?;
+        for program in ["controller-manager", "scheduler"] {
+            cluster.proc("node1", program, "restart")?;
+        }
+        for node in NODES {
+            cluster.proc(node, "kubelet", "restart")?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Forgetful<'_> {
+    fn drop(&mut self) {
+        if !self.is_over
+            && let Err(error) = self.restore()
+        {
+            eprintln!("the cluster is not as it was: {error:#}");
+        }
+    }
+}
+
+/// issue 7, 4: etcd wiped and restored: the API server's past is another one, twice.
+#[test]
+fn the_agents_follow_an_etcd_that_was_wiped_and_restored() -> Result<()> {
+    let cluster = require_cluster!();
+    let space = Space::create(&cluster, "restored")?;
+    let [web, friend, foe] = guarded(&space)?;
+    let (cluster_ips, _) = space.service("web")?;
+    answers(&friend.netns, cluster_ips[0])?;
+    is_denied(&foe.netns, cluster_ips[0])?;
+
+    let forgetful = Forgetful::begin(&cluster)?;
+    eventually(SOON, || {
+        let services = cluster.agent(NODES[0], &["services"])?.to_string();
+        ensure!(!services.contains(space.name()), "still there: {services}");
+        Ok(())
+    })?;
+    // Without its policy and its object a pod does not open: nobody knows it now.
+    is_denied(&foe.netns, web.targets()[0])?;
+    forgetful.end()?;
+
+    for node in NODES {
+        cluster.wait_until_ready(node)?;
+    }
+    for target in &cluster_ips {
+        answers(&friend.netns, *target)?;
+        is_denied(&foe.netns, *target)?;
+    }
+    space.apply(&[pod("late", NODES[0])])?;
+    let late = space.ready_pod("late")?;
+    is_denied(&late.netns, cluster_ips[0])?;
+    space.kubectl(&["delete", "networkpolicy", "--all"])?;
+    answers(&late.netns, cluster_ips[0])?;
+    Ok(())
+}
