@@ -35,14 +35,14 @@ configure_network() {
             ip -n "$PREFIX$node" route replace "$cidr6" via "$(node_ip6 "$other")"
             continue
         fi
-        cat >"$RUN/$node/conflist" <<JSON
+        cat >"$RUN/$node/etc-cni/net.d/.conflist" <<JSON
 {"cniVersion": "1.0.0", "name": "trammel", "plugins": [{
   "type": "trammel", "policy": "required",
   "capabilities": {"portMappings": true, "bandwidth": true, "ips": true, "mac": true, "dns": true},
   "ipam": {"type": "trammel-ipam", "ranges": [[{"subnet": "$cidr4"}], [{"subnet": "$cidr6"}]]}
 }]}
 JSON
-        mv "$RUN/$node/conflist" "$RUN/$node/etc-cni/net.d/10-trammel.conflist"
+        mv "$RUN/$node/etc-cni/net.d/.conflist" "$RUN/$node/etc-cni/net.d/10-trammel.conflist"
     done
 }
 
