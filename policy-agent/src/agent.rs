@@ -2,6 +2,7 @@
 //! of any of them ends the agent with a reason. The tables stay as they are.
 
 use std::future::IntoFuture;
+use std::path::Path;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
@@ -21,9 +22,12 @@ use crate::admin::Socket;
 use crate::args::Run;
 use crate::complaint::Complaints;
 use crate::config::Config;
+use crate::config::network::NetworkConfig;
 use crate::config::services::ServiceConfig;
 use crate::health::Health;
 use crate::isolation;
+use crate::network::conflist::Conflist;
+use crate::network::plan;
 use crate::owner::{Owner, Settings};
 use crate::reaper::Reaper;
 use crate::records;
@@ -32,7 +36,7 @@ use crate::source::kubernetes::{self, Access, Watches};
 use crate::source::manifests::ManifestDir;
 use crate::source::manifests::watch::{ManifestWatch, POLL_INTERVAL};
 use crate::verdict_log::{self, Target, VerdictLog};
-use crate::{conntrack, events, foreign, health_check, http, loopback};
+use crate::{conntrack, events, foreign, health_check, http, loopback, network};
 
 /// Events between the watches and the owner; more than that delays the watches.
 const EVENTS: usize = 1024;
@@ -58,6 +62,11 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
     if let Some(problem) = services.problem() {
         bail!("{problem}");
     }
+    let network = arguments.network.over(config.network.clone());
+    if let Some(problem) = network.problem() {
+        bail!("{problem}");
+    }
+    let conflist = conflist(&network, &arguments.socket)?;
     conntrack::configure(&services.conntrack);
     let mut owner = Owner::new(
         Settings {
@@ -83,6 +92,9 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
             owner.attach(attachment);
         }
         owner.configure_services(&services);
+        if network.is_on() {
+            owner.follow_network();
+        }
         let addresses = AddressWatch::open()
             .await
             .context("cannot list the node's addresses")?;
@@ -95,6 +107,7 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
         let outlets = Outlets::default();
         let news = outlets.services.subscribe();
         let complaints = outlets.complaints.subscribe();
+        let nodes = outlets.nodes.subscribe();
         let (mail, thread) = runtime::start(owner, manifests, health.clone(), periods, outlets)
             .context("cannot start the owner's thread")?;
         let target = &arguments.verdict_log;
@@ -107,10 +120,29 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
         let health_checks = health_check::serve(news.clone(), health.clone(), mail.clone());
         let loopback = loopback::serve(news, mail.clone());
         let foreign = foreign::watch(mail.clone());
+        let network = async {
+            if !network.is_on() {
+                return std::future::pending().await;
+            }
+            let settings = plan::Settings {
+                node: arguments.node_name.clone(),
+                mode: network.mode,
+                vxlan_port: network.vxlan_port,
+                vxlan_vni: network.vxlan_vni,
+                mtu: network.mtu,
+            };
+            network::follow::follow(settings, conflist, nodes, health.clone(), mail.clone()).await
+        };
         let mut result = tokio::select! {
-            result = serve(arguments, &services, socket, health, complaints, &mail, &reaper) => result,
+            result = serve(
+                arguments, &services, socket, health.clone(), complaints, &mail, &reaper
+            ) => result,
             () = health_checks => Err(anyhow!("the server of health checks has ended")),
             () = foreign => Err(anyhow!("the look at the tables of others has ended")),
+            result = network => match result {
+                Ok(()) => Err(anyhow!("the pod network is not looked at any more")),
+                Err(error) => Err(error.context("the pod network cannot be looked at")),
+            },
             () = loopback => Err(anyhow!("the listener on node ports has ended")),
             () = follow => Err(anyhow!("the kernel tells no more of the node's addresses")),
         };
@@ -127,6 +159,18 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
         }
         result
     })
+}
+
+/// The CNI configuration to write, if one is.
+fn conflist(network: &NetworkConfig, socket: &Path) -> anyhow::Result<Option<Conflist>> {
+    let Some(dir) = &network.cni_conf_dir else {
+        return Ok(None);
+    };
+    let conflist = Conflist::new(dir, socket, network.ip_masq);
+    Ok(Some(match &network.cni_conf_template {
+        Some(template) => conflist.with_template(template)?,
+        None => conflist,
+    }))
 }
 
 /// The packets that are denied, where somebody wants to be told and the kernel can tell.

@@ -1,5 +1,6 @@
 //! The command line.
 
+pub mod network;
 pub mod services;
 
 use std::net::SocketAddr;
@@ -12,6 +13,7 @@ use dataplane::attachment::DEFAULT_SOCKET;
 
 use crate::verdict_log::Target;
 
+use network::NetworkFlags;
 use services::ServiceFlags;
 
 /// NetworkPolicy and Services of a node, on one nftables table.
@@ -86,12 +88,15 @@ pub enum Command {
         #[allow(missing_docs, reason = "clap would show it as help")]
         client: Client,
     },
-    /// Remove exactly our own tables. The agent must not be running.
+    /// Remove exactly our own tables, routes and tunnels. The agent must not be running.
     Cleanup {
         /// Remove the tables that kube-proxy has left in nftables mode, and leave ours and a
         /// running agent alone.
         #[arg(long)]
         kube_proxy: bool,
+        /// Remove the CNI configuration that `run` has written to this folder, too.
+        #[arg(long, value_name = "DIR", conflicts_with = "kube_proxy")]
+        cni_conf_dir: Option<PathBuf>,
         #[command(flatten)]
         #[allow(missing_docs, reason = "clap would show it as help")]
         client: Client,
@@ -131,6 +136,9 @@ pub struct Run {
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would show it as help")]
     pub services: ServiceFlags,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would show it as help")]
+    pub network: NetworkFlags,
 }
 
 /// How to reach the agent, and how to print.

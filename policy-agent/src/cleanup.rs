@@ -1,8 +1,9 @@
-//! `cleanup`: removes exactly our own tables, as if there had never been an agent, or
+//! `cleanup`: removes exactly our own tables, routes and tunnels, as if there had never been an agent, or
 //! exactly those of kube-proxy.
 
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -15,15 +16,16 @@ use dataplane::transaction::{Operation, Transaction};
 
 use crate::args::{Client, Output};
 use crate::foreign::kube_proxy_tables;
-use crate::records;
+use crate::{network, records};
 
-/// Removes the tables of the network namespace that this runs in, and the socket file, so
-/// that the plugin no longer waits for an agent. What is left is what the plugin writes
+/// Removes the tables of the network namespace that this runs in, its routes to other nodes'
+/// pods, and the socket file, so that the plugin no longer waits for an agent. In
+/// `cni_conf_dir`, the CNI configuration that the agent has written. What is left is what the plugin writes
 /// itself on a node without one: hostPorts and masquerading of pods that still run.
 ///
 /// # Errors
 /// Where an agent is running, which would write them again, or the kernel refuses.
-pub fn run(client: &Client) -> anyhow::Result<ExitCode> {
+pub fn run(client: &Client, cni_conf_dir: Option<&Path>) -> anyhow::Result<ExitCode> {
     if UnixStream::connect(&client.socket).is_ok() {
         bail!(
             "an agent is running on {}: stop it first, or it writes the tables again",
@@ -36,28 +38,38 @@ pub fn run(client: &Client) -> anyhow::Result<ExitCode> {
     let running = pods.iter().filter(|pod| records::has_port(pod));
     let left = layout::standalone::ruleset(running);
     kernel.commit(&diff(&observed, &left))?;
-    match std::fs::remove_file(&client.socket) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error)
-                .with_context(|| format!("cannot remove {}", client.socket.display()));
+    let ways = network::kernel::Kernel::open()?.remove_all()?;
+    let conflist = cni_conf_dir.map(|dir| dir.join(network::conflist::FILE));
+    let mut files = Vec::new();
+    for path in conflist.iter().chain([&client.socket]) {
+        match std::fs::remove_file(path) {
+            Ok(()) => files.push(format!("file {}", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot remove {}", path.display()));
+            }
         }
-        _ => {}
     }
     let removed = observed.tables.keys();
     let removed = removed.filter(|table| !left.tables.contains_key(*table));
-    let removed: Vec<_> = removed.map(ToString::to_string).collect();
+    let removed = removed.map(ToString::to_string);
+    let tables: Vec<_> = removed.collect();
+    let others: Vec<_> = ways.into_iter().chain(files).collect();
     let kept: Vec<_> = left.tables.keys().map(ToString::to_string).collect();
     match client.output {
         Output::Json => println!(
             "{}",
-            serde_json::json!({ "removed": removed, "kept": kept })
+            serde_json::json!({ "removed": tables, "kept": kept, "others": others })
         ),
-        Output::Text if removed.is_empty() && kept.is_empty() => {
-            println!("there are no tables of ours");
-        }
         Output::Text => {
-            for table in &removed {
+            if tables.is_empty() && kept.is_empty() {
+                println!("there are no tables of ours");
+            }
+            for table in &tables {
                 println!("removed table {table}");
+            }
+            for other in &others {
+                println!("removed {other}");
             }
             for table in &kept {
                 println!("kept in table {table}: hostPorts and masquerading of running pods");

@@ -17,6 +17,7 @@ use crate::args::{Client, Output};
 use crate::explain::{self, Explanation, Outcome};
 use crate::lint::{Finding, Severity};
 use crate::matrix::Matrix;
+use crate::network::NetworkStatus;
 use crate::owner::{PolicyStatus, Status, TierStatus};
 use crate::plan::{Plan, Proposal};
 
@@ -74,6 +75,9 @@ pub fn status(client: &Client) -> anyhow::Result<ExitCode> {
             Some(false) => println!("ports       not isolated: bridge-nf-call-iptables is 1"),
             None => {}
         }
+        if let Some(network) = &status.network {
+            println!("network     {}", describe_network(network));
+        }
         println!("attachments {}", status.attachments.len());
         for attachment in &status.attachments {
             let ips: Vec<_> = attachment.ips.iter().map(ToString::to_string).collect();
@@ -90,6 +94,27 @@ pub fn status(client: &Client) -> anyhow::Result<ExitCode> {
         }
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn describe_network(network: &NetworkStatus) -> String {
+    let count = |path: &str| {
+        let routes = network.routes.iter();
+        routes.filter(|route| route.path == path).count()
+    };
+    let pod_cidrs: Vec<_> = network.pod_cidrs.iter().map(ToString::to_string).collect();
+    let mtu = network.mtu.map(|mtu| format!(", MTU {mtu}"));
+    format!(
+        "{}: pods of {}{}; to {} PodCIDRs directly, to {} by VXLAN; {} repairs",
+        network.mode,
+        match pod_cidrs.is_empty() {
+            true => "no PodCIDR".to_owned(),
+            false => pod_cidrs.join(" "),
+        },
+        mtu.unwrap_or_default(),
+        count("direct"),
+        count("vxlan"),
+        network.repairs
+    )
 }
 
 /// `services`.

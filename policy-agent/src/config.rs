@@ -1,11 +1,13 @@
 //! The file of `--config`.
 
+pub mod network;
 pub mod services;
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use network::NetworkConfig;
 use services::ServiceConfig;
 
 /// Settings that few need to change. All have defaults.
@@ -19,6 +21,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// The Service proxy.
     pub services: ServiceConfig,
+    /// The pod network of the cluster.
+    pub network: NetworkConfig,
 }
 
 /// Format of the log.
@@ -38,6 +42,7 @@ impl Default for Config {
             bridges: vec!["cbr0".into()],
             log_format: LogFormat::Text,
             services: ServiceConfig::default(),
+            network: NetworkConfig::default(),
         }
     }
 }
@@ -77,6 +82,9 @@ impl Config {
         }
         if let Some(problem) = config.services.problem() {
             return Err(error(format!("services.{problem}")));
+        }
+        if let Some(problem) = config.network.problem() {
+            return Err(error(format!("network.{problem}")));
         }
         Ok(config)
     }

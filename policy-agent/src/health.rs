@@ -8,6 +8,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::metrics::{ConntrackUse, HealthPath, Metrics};
+use crate::network::NetworkStatus;
 use crate::owner::{Observations, Summary};
 use crate::verdict_log::{DeniedBy, LogNumbers};
 
@@ -92,6 +93,11 @@ impl Health {
     /// Takes the state of connection tracking.
     pub(crate) fn conntrack(&self, now: ConntrackUse) {
         self.state().metrics.conntrack(now);
+    }
+
+    /// Takes the state of the pod network.
+    pub(crate) fn network(&self, status: &NetworkStatus) {
+        self.state().metrics.network(status);
     }
 
     /// Takes the numbers of the verdict log.

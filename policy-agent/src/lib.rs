@@ -13,6 +13,7 @@
 //!   knows nothing of the compiler.
 //! - [`owner`]: the one owner of the desired state; [`runtime`] is its thread.
 //! - [`reaper`]: frees what dead runtimes have left.
+//! - [`network`]: routes to other nodes' pods, and the CNI configuration. Off by default.
 //! - [`admin`], [`http`], [`health`]: what it shows; [`client`], [`args`], [`config`]: the
 //!   command line.
 
@@ -44,6 +45,7 @@ pub mod loopback;
 pub mod matrix;
 pub mod metrics;
 pub mod model;
+pub mod network;
 pub mod owner;
 pub mod plan;
 pub mod reach;

@@ -47,8 +47,13 @@ fn run() -> anyhow::Result<ExitCode> {
         Command::Cleanup {
             kube_proxy: true,
             client,
+            ..
         } => cleanup::kube_proxy(&client),
-        Command::Cleanup { client, .. } => cleanup::run(&client),
+        Command::Cleanup {
+            cni_conf_dir,
+            client,
+            ..
+        } => cleanup::run(&client, cni_conf_dir.as_deref()),
     }
 }
 

@@ -4,6 +4,8 @@
 //! kube-proxy has a proxier for each IP family, this agent one for both: what has the label
 //! `ip_family` has the same value for either.
 
+mod network;
+
 use std::collections::BTreeMap;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
@@ -13,6 +15,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::network::NetworkStatus;
 use crate::owner::{Observations, Summary};
 use crate::verdict_log::{DeniedBy, LogNumbers};
 
@@ -55,6 +58,7 @@ const FAMILIES: [PerFamily; 2] = [
 pub(crate) struct Metrics {
     registry: Registry,
     own: Own,
+    network: network::Network,
     kube_proxy: KubeProxy,
     /// Counters of the owner that were added already.
     counted: Counted,
@@ -126,11 +130,13 @@ pub struct ConntrackUse {
 impl Metrics {
     pub(crate) fn new() -> Self {
         let mut registry = Registry::default();
-        let own = Own::new(registry.sub_registry_with_prefix("trammel"));
+        let trammel = registry.sub_registry_with_prefix("trammel");
+        let (own, network) = (Own::new(trammel), network::Network::new(trammel));
         let kube_proxy = KubeProxy::new(registry.sub_registry_with_prefix("kubeproxy"));
         Self {
             registry,
             own,
+            network,
             kube_proxy,
             counted: Counted::default(),
         }
@@ -252,6 +258,11 @@ impl Metrics {
         let counted = self.own.conntrack_drops.get();
         let drops = &self.own.conntrack_drops;
         drops.inc_by(now.drops.saturating_sub(counted));
+    }
+
+    /// Takes the state of the pod network.
+    pub(crate) fn network(&self, status: &NetworkStatus) {
+        self.network.set(status);
     }
 
     /// Adds packets that were denied.

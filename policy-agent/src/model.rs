@@ -40,12 +40,17 @@ pub struct Node {
     pub labels: Labels,
     /// `status.addresses` of the types InternalIP and ExternalIP.
     pub addresses: Vec<IpAddr>,
+    /// Those of the type InternalIP alone, in their order.
+    pub internal_addresses: Vec<IpAddr>,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<ipnet::IpNet>,
     /// Keys of `spec.taints`.
     pub taints: Vec<String>,
     /// `metadata.deletionTimestamp` is set.
     pub terminating: bool,
+    /// `metadata.creationTimestamp` in seconds since the epoch, 0 where there is none: of
+    /// two nodes with one PodCIDR the older has it.
+    pub created: i64,
 }
 
 /// A `networking.k8s.io/v1` ServiceCIDR.

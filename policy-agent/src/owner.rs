@@ -15,6 +15,7 @@ mod commit;
 mod endpoints;
 mod flows;
 mod nat;
+mod network;
 mod news;
 mod refused;
 mod services;
@@ -81,6 +82,7 @@ pub struct Owner<K> {
     invalid: BTreeMap<(Kind, ObjectKey), String>,
     /// Whether bridge ports are isolated, see [`crate::isolation`].
     ports_isolated: Option<bool>,
+    network: network::ClusterNetwork,
     /// Whether something has changed since the last sync.
     dirty: bool,
     /// Whether live flows are still to be judged anew for something that has.
@@ -113,6 +115,7 @@ impl<K: Kernel> Owner<K> {
             nat: nat::NatClaims::default(),
             invalid: BTreeMap::new(),
             ports_isolated: None,
+            network: network::ClusterNetwork::default(),
             dirty: false,
             narrowed: false,
             revision: 0,
@@ -176,6 +179,9 @@ impl<K: Kernel> Owner<K> {
                     self.apply(object);
                 }
                 self.listed.insert(kind);
+                if kind == Kind::Node {
+                    self.nodes_changed();
+                }
             }
             Event::Invalid { kind, key, reason } => {
                 tracing::warn!(%kind, %key, reason, "object cannot be used");
@@ -202,6 +208,7 @@ impl<K: Kernel> Owner<K> {
                 let old = self.index.nodes.insert(name.clone(), node);
                 if old.as_ref() != self.index.nodes.get(&name) {
                     self.policies.nodes_changed();
+                    self.nodes_changed();
                 }
                 if is_own {
                     self.node_addresses_changed();
@@ -255,6 +262,7 @@ impl<K: Kernel> Owner<K> {
             Kind::Node => {
                 if self.index.nodes.remove(&*key.name).is_some() {
                     self.policies.nodes_changed();
+                    self.nodes_changed();
                 }
                 if *key.name == *self.settings.node {
                     self.set_zone(None);
@@ -490,6 +498,7 @@ impl<K: Kernel> Owner<K> {
         if self.desired.ruleset().tables.is_empty() {
             self.adopt()?;
         }
+        self.follow_nodes();
         self.compute_endpoints();
         self.proxy.sync(&mut self.desired);
         self.narrowed |= self.policies.sync(&self.index, &mut self.desired);

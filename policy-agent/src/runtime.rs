@@ -3,7 +3,7 @@
 //! Commits block for as long as the kernel takes, up to a tenth of a second for a cold
 //! start, so the owner has a thread of its own beside the asynchronous tasks that feed it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use dataplane::attachment::{Attachment, AttachmentKey};
 use dataplane::kernel::Kernel;
 use dataplane::object::IpFamily;
+use ipnet::IpNet;
 use proxy::{NodePortEndpoints, ServiceStatus};
 use tokio::sync::{oneshot, watch};
 
@@ -18,6 +19,8 @@ use crate::addresses::HostAddresses;
 use crate::complaint::{Complaint, Complaints};
 use crate::event::Event;
 use crate::health::Health;
+use crate::network::NetworkStatus;
+use crate::network::follow::Nodes;
 use crate::owner::{Owner, PolicyStatus, Problem, ServiceNews, Status};
 use crate::snapshot::{About, Snapshot};
 use crate::source::manifests::ManifestDir;
@@ -50,6 +53,8 @@ pub enum Mail {
     Call(Call),
     /// Whether the pods' bridge ports are isolated now.
     PortsIsolated(bool),
+    /// The pod network of the cluster, and the nodes that know the way to this one's pods.
+    Network(Box<NetworkStatus>, BTreeSet<IpNet>),
     /// Nothing: whoever sends it wants to know whether it can be sent.
     Ping,
     /// End. The tables stay as they are.
@@ -146,6 +151,8 @@ pub struct Outlets {
     pub services: watch::Sender<ServiceNews>,
     /// Everything that is wrong.
     pub complaints: watch::Sender<Complaints>,
+    /// The Nodes, as far as the pod network depends on them.
+    pub nodes: watch::Sender<Nodes>,
 }
 
 /// How often to sync.
@@ -213,6 +220,9 @@ impl<K: Kernel> Runtime<K> {
                 next_check = Instant::now() + CHECK;
             }
             self.review_if_due();
+            if let Some(nodes) = self.owner.take_nodes() {
+                publish(&self.outlets.nodes, Some(nodes));
+            }
             self.health.publish(&self.owner.summary());
 
             let mut wake = next_check.min(self.sync_due().unwrap_or(next_check));
@@ -254,6 +264,11 @@ impl<K: Kernel> Runtime<K> {
             }
             Mail::Call(call) => self.call(call),
             Mail::PortsIsolated(isolated) => self.owner.set_ports_isolated(isolated),
+            Mail::Network(status, direct) => {
+                self.health.network(&status);
+                self.owner.set_network(*status, direct);
+                self.note_change();
+            }
             Mail::Ping => {}
             Mail::Stop => unreachable!("the loop ends at it"),
         }

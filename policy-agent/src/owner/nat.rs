@@ -76,6 +76,7 @@ impl<K: Kernel> Owner<K> {
     pub(super) fn want_inside(&mut self) {
         let networks = self.nat.networks.values().flatten();
         let networks = networks.chain(&self.nat.cluster_cidrs).copied();
+        let networks = networks.chain(self.network.inside());
         let networks: BTreeSet<_> = networks.collect();
         masquerade::want_inside(&mut self.desired, &networks);
     }

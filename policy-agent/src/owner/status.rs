@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Owner, ServiceSummary};
 use crate::compile::PolicySummary;
+use crate::network::NetworkStatus;
 use crate::snapshot::{About, Snapshot};
 use crate::source::manifests;
 
@@ -26,6 +27,9 @@ pub struct Status {
     /// Whether ports of pods on bridges are isolated: they are unless bridges hand frames to
     /// the packet filter (`net.bridge.bridge-nf-call-iptables`). Unknown at first.
     pub ports_isolated: Option<bool>,
+    /// The pod network of the cluster, where this agent sees to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkStatus>,
     /// Everything that is wrong with an object, by its kind and key.
     pub problems: Vec<Problem>,
 }
@@ -150,6 +154,7 @@ impl<K: Kernel> Owner<K> {
             summary: self.summary(),
             attachments: attachments.collect(),
             ports_isolated: self.ports_isolated,
+            network: self.network.status().cloned(),
             problems: self.problems(),
         }
     }
@@ -223,6 +228,7 @@ impl<K: Kernel> Owner<K> {
             .chain(in_cluster_policies)
             .chain(of_services)
             .chain(refused)
+            .chain(self.network.problems().cloned())
             .collect()
     }
 

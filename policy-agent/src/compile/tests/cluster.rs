@@ -15,9 +15,11 @@ pub(super) fn node() -> impl Strategy<Value = Node> {
         name: format!("n{number}"),
         labels,
         addresses: addresses.into_iter().map(address).collect(),
+        internal_addresses: Vec::new(),
         pod_cidrs: Vec::new(),
         taints: Vec::new(),
         terminating: false,
+        created: 0,
     })
 }
 

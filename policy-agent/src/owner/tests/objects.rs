@@ -50,9 +50,11 @@ pub(super) fn node(name: &str, zone: Option<&str>) -> Object {
         name: name.into(),
         labels: labels(zone.as_slice()),
         addresses: Vec::new(),
+        internal_addresses: Vec::new(),
         pod_cidrs: Vec::new(),
         taints: Vec::new(),
         terminating: false,
+        created: 0,
     })
 }
 

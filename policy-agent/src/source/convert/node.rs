@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1 as core;
 
-use super::{Convert, ConvertError, labels, object_key, parse_cidr, parse_ip};
+use super::{Convert, ConvertError, created, labels, object_key, parse_cidr, parse_ip};
 use crate::event::{Kind, Object};
 use crate::model::Node;
 
@@ -12,18 +12,23 @@ impl Convert for core::Node {
     fn convert(mut self) -> Result<Option<Object>, ConvertError> {
         let name = object_key(Self::KIND, &self.metadata)?.name;
         let mut addresses = Vec::new();
+        let mut internal_addresses = Vec::new();
         let listed = self.status.and_then(|s| s.addresses).unwrap_or_default();
         for (i, address) in listed.into_iter().enumerate() {
             if !matches!(address.type_.as_str(), "InternalIP" | "ExternalIP") {
                 continue;
             }
-            addresses.push(parse_ip(&address.address).ok_or_else(|| {
+            let ip = parse_ip(&address.address).ok_or_else(|| {
                 ConvertError::value(
                     format!("status.addresses[{i}].address"),
                     &address.address,
                     "an InternalIP or ExternalIP is an IP address",
                 )
-            })?);
+            })?;
+            addresses.push(ip);
+            if address.type_ == "InternalIP" {
+                internal_addresses.push(ip);
+            }
         }
         let spec = self.spec.unwrap_or_default();
         let taints = spec.taints.into_iter().flatten();
@@ -49,9 +54,11 @@ impl Convert for core::Node {
             name: name.to_string(),
             labels: labels(&mut self.metadata),
             addresses,
+            internal_addresses,
             pod_cidrs,
             taints: taints.map(|taint| taint.key).collect(),
             terminating: self.metadata.deletion_timestamp.is_some(),
+            created: created(&self.metadata),
         })))
     }
 }

@@ -1,0 +1,92 @@
+//! What the owner has to do with the pod network of the cluster: it tells the Nodes to
+//! [`crate::network`], and keeps the addresses of pods towards those who know the way back.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use dataplane::kernel::Kernel;
+use ipnet::IpNet;
+
+use super::{Owner, Problem};
+use crate::event::Kind;
+use crate::network::{NetworkStatus, NodeNetwork};
+
+/// The pod network.
+#[derive(Debug, Default)]
+pub(super) struct ClusterNetwork {
+    /// Whether this agent sees to it.
+    is_on: bool,
+    /// Nodes have changed since they were last taken.
+    is_news: bool,
+    /// What has changed is not wanted yet.
+    inside_is_stale: bool,
+    status: Option<NetworkStatus>,
+    /// PodCIDRs of all nodes.
+    pod_cidrs: BTreeSet<IpNet>,
+    /// Addresses of nodes that know the way to this one's pods.
+    direct: BTreeSet<IpNet>,
+}
+
+impl ClusterNetwork {
+    /// Where masqueraded pods keep their addresses.
+    pub(super) fn inside(&self) -> impl Iterator<Item = IpNet> {
+        self.pod_cidrs.iter().chain(&self.direct).copied()
+    }
+
+    pub(super) const fn status(&self) -> Option<&NetworkStatus> {
+        self.status.as_ref()
+    }
+
+    pub(super) fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.status.iter().flat_map(|status| &status.problems)
+    }
+}
+
+impl<K: Kernel> Owner<K> {
+    /// This agent sees to the pod network of the cluster. To be called before the first
+    /// event.
+    pub const fn follow_network(&mut self) {
+        self.network.is_on = true;
+    }
+
+    /// The Nodes, if they have changed since the last call and have been listed.
+    pub fn take_nodes(&mut self) -> Option<Arc<[NodeNetwork]>> {
+        let is_due = self.network.is_news && self.listed.contains(&Kind::Node);
+        if !is_due {
+            return None;
+        }
+        self.network.is_news = false;
+        Some(self.index.nodes.values().map(NodeNetwork::from).collect())
+    }
+
+    /// The pod network as it is, and the addresses of nodes that know the way to this one's
+    /// pods.
+    pub fn set_network(&mut self, status: NetworkStatus, direct: BTreeSet<IpNet>) {
+        self.network.status = Some(status);
+        if self.network.direct != direct {
+            self.network.direct = direct;
+            self.network.inside_is_stale = true;
+            self.dirty = true;
+        }
+    }
+
+    pub(super) const fn nodes_changed(&mut self) {
+        if self.network.is_on {
+            self.network.is_news = true;
+            self.network.inside_is_stale = true;
+        }
+    }
+
+    /// Wants what has come of changed Nodes. An API server that does not know this node has
+    /// no say in it, as in [`crate::network::plan`].
+    pub(super) fn follow_nodes(&mut self) {
+        if !std::mem::take(&mut self.network.inside_is_stale) {
+            return;
+        }
+        if self.index.nodes.contains_key(&self.settings.node) {
+            let nodes = self.index.nodes.values();
+            self.network.pod_cidrs = nodes.flat_map(|node| &node.pod_cidrs).copied().collect();
+        }
+        self.want_inside();
+    }
+}
