@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::command::{self, Background, LIMIT, Output};
 use crate::netns::NetNs;
-use crate::node::{NODE_NAME, Node};
+use crate::node::Node;
 use crate::programs;
 use crate::wait::eventually;
 
@@ -157,7 +157,7 @@ pub fn verb(node: &Node, arguments: &[&str]) -> Result<Output> {
 pub fn run_command(node: &Node) -> std::process::Command {
     let mut command = node.netns.command(programs::agent());
     command
-        .args(["run", "--node-name", NODE_NAME, "--listen", LISTEN])
+        .args(["run", "--node-name", &node.name, "--listen", LISTEN])
         .arg("--manifests")
         .arg(node.manifests.dir())
         .arg("--socket")

@@ -22,7 +22,9 @@
 
 pub mod agent;
 pub mod api_server;
+pub mod cluster;
 pub mod command;
+pub mod fabric;
 pub mod inspect;
 pub mod interrupt;
 pub mod manifests;

@@ -40,6 +40,8 @@ pub struct Node {
     pub outside: NetNs,
     /// The manifests that this node's agent reads.
     pub manifests: Manifests,
+    /// What it is called in manifests and on the agent's command line.
+    pub name: String,
     network: String,
     dir: PathBuf,
 }
@@ -47,23 +49,30 @@ pub struct Node {
 impl Node {
     /// A node with the kernel's default settings.
     pub fn new() -> Result<Self> {
+        let node = Self::unconnected(NODE_NAME)?;
+        node.forward()?;
+        node.connect()?;
+        node.write_conflist(&node.conflist(json!({})))?;
+        Ok(node)
+    }
+
+    /// A node of that name with the kernel's default settings, without links, routes and
+    /// network configuration.
+    pub fn unconnected(name: &str) -> Result<Self> {
         let network = name::unique("net");
         let dir = name::scratch_root().join(&network);
         for part in ["net.d", "ipam", "run", "manifests"] {
             let path = dir.join(part);
             fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         }
-        let node = Self {
+        Ok(Self {
             netns: NetNs::create("node")?,
             outside: NetNs::create("outside")?,
             manifests: Manifests::in_dir(dir.join("manifests")),
+            name: name.to_owned(),
             network,
             dir,
-        };
-        node.forward()?;
-        node.connect()?;
-        node.write_conflist(&node.conflist(json!({})))?;
-        Ok(node)
+        })
     }
 
     /// A node with `bridge-nf-call-iptables` and its IPv6 twin set.
