@@ -7,8 +7,8 @@
 //!
 //! * [`spec`]: the wire protocol. Pure.
 //! * [`command`]: the verbs.
-//! * [`netlink`], [`link`], [`bridge`], [`shaping`], [`netns`], [`sysctl`], [`mtu`]: the
-//!   kernel. Blocking, one thread, a handful of system calls. [`signals`]: ADD is not ended
+//! * [`netlink`], [`link`], [`carrier`], [`bridge`], [`shaping`], [`netns`], [`sysctl`],
+//!   [`mtu`]: the kernel. Blocking, one thread, a handful of system calls. [`signals`]: ADD is not ended
 //!   by them half way.
 //! * [`nat`]: hostPorts and masquerading.
 //! * [`delegate`]: an IPAM plugin of others. [`ipam_plugin`]: ours, for main plugins of
@@ -19,6 +19,7 @@
 pub mod agent;
 pub mod attachment;
 pub mod bridge;
+pub mod carrier;
 pub mod command;
 pub mod delegate;
 pub mod ipam_plugin;

@@ -21,6 +21,8 @@
 //! *Routed*: there is no bridge; every veth carries the gateways, as those of the
 //! reference `ptp` plugin do.
 
+mod chosen;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
@@ -48,6 +50,8 @@ use crate::netlink::{Batch, NetlinkError};
 use crate::netns::Netns;
 use crate::spec::result::Route;
 
+pub use chosen::chosen_index;
+
 /// What makes a link a port of a bridge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BridgePort {
@@ -63,6 +67,8 @@ pub struct BridgePort {
 pub struct HostEnd<'a> {
     /// Name on the host.
     pub name: &'a str,
+    /// Index on the host, where it is not the kernel's to choose: [`chosen_index`].
+    pub index: Option<u32>,
     /// The bridge port that it is; `None` for a routed veth.
     pub port: Option<BridgePort>,
     /// The pod's namespace.
@@ -77,8 +83,7 @@ pub struct HostEnd<'a> {
     pub ips: &'a [IpAddr],
 }
 
-/// The host's end of a routed veth, once it exists: what a bridge would have, for one
-/// pod.
+/// What the host's end of a routed veth has: what a bridge would have, for one pod.
 pub struct RoutedEnd<'a> {
     /// Index on the host.
     pub index: u32,
@@ -164,6 +169,7 @@ impl HostEnd<'_> {
             LinkAttribute::NetNsFd(self.netns.file().as_raw_fd()),
         ];
         let mut veth = LinkMessage::default();
+        veth.header.index = self.index.unwrap_or_default();
         veth.attributes = vec![
             LinkAttribute::IfName(name.to_owned()),
             LinkAttribute::Address(host_mac(name).0.to_vec()),

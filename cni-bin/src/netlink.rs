@@ -20,6 +20,7 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
+use rustix::net::netdevice;
 
 /// Length of `struct nlmsghdr`.
 const HEADER: usize = 16;
@@ -109,6 +110,11 @@ impl Batch {
     /// one dump per socket at a time.
     pub fn push_dump(&mut self, action: impl Into<String>, message: &RouteNetlinkMessage) {
         self.emit(action.into(), NLM_F_DUMP, message);
+    }
+
+    /// How many messages it has.
+    pub fn count(&self) -> usize {
+        self.actions.len()
     }
 
     fn emit(&mut self, action: String, flags: u16, message: &RouteNetlinkMessage) {
@@ -201,6 +207,17 @@ impl Socket {
             buffer: Vec::with_capacity(BUFFER),
             sequence: 0,
         })
+    }
+
+    /// Index of an interface in the namespace of the socket. By `ioctl`, which is much
+    /// cheaper than a message.
+    pub fn index(&self, name: &str) -> Option<u32> {
+        netdevice::name_to_index(&self.inner, name).ok()
+    }
+
+    /// Whether no interface in the namespace of the socket has the index.
+    pub fn is_free(&self, index: u32) -> bool {
+        netdevice::index_to_name_inlined(&self.inner, index).is_err()
     }
 
     /// Sends a batch and waits for all answers.

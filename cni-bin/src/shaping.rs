@@ -20,10 +20,9 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
-use nix::errno::Errno;
 
 use crate::link;
-use crate::netlink::{Batch, NetlinkError, Refusal, Socket};
+use crate::netlink::{Batch, NetlinkError, Socket};
 
 /// How long a packet may wait for tokens, in parts of a second: longer queues delay
 /// everything behind them and gain no throughput.
@@ -94,13 +93,24 @@ impl<'a> Shaper<'a> {
         })
     }
 
-    /// Adds the message that creates the device for what the pod sends.
-    pub fn push_device(&self, batch: &mut Batch, ips: &[IpAddr], mtu: u32) {
-        if self.bandwidth.egress.is_none() {
-            return;
+    /// Adds the messages that limit the port, which has the index `port`. The device for what
+    /// the pod sends gets the next one.
+    pub fn push_to(&self, batch: &mut Batch, port: u32, ips: &[IpAddr], mtu: u32) {
+        if let Some(rate) = self.bandwidth.ingress {
+            self.push_tbf(batch, port, self.port, rate);
         }
+        if let Some(rate) = self.bandwidth.egress {
+            let ifb = port + 1;
+            self.push_device(batch, ifb, ips, mtu);
+            self.push_tbf(batch, ifb, &self.ifb, rate);
+            self.push_redirection(batch, port, ifb);
+        }
+    }
+
+    fn push_device(&self, batch: &mut Batch, index: u32, ips: &[IpAddr], mtu: u32) {
         let name = &self.ifb;
         let mut ifb = link::named(name);
+        ifb.header.index = index;
         ifb.attributes.push(LinkAttribute::Mtu(mtu));
         ifb.attributes
             .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]));
@@ -113,30 +123,6 @@ impl<'a> Shaper<'a> {
         link::set_up(&mut up);
         let action = format!("set {name} up");
         batch.push(action, 0, &RouteNetlinkMessage::NewLink(up));
-    }
-
-    /// Adds the messages that limit the port, when all devices exist.
-    pub fn limit(&self, socket: &mut Socket) -> Result<(), NetlinkError> {
-        let index = |name: &str| {
-            link::index(name).ok_or_else(|| NetlinkError::Refused {
-                action: format!("limit {name}"),
-                refusal: Refusal {
-                    errno: Errno::ENODEV,
-                    reason: None,
-                },
-            })
-        };
-        let port = index(self.port)?;
-        let mut batch = Batch::default();
-        if let Some(rate) = self.bandwidth.ingress {
-            self.push_tbf(&mut batch, port, self.port, rate);
-        }
-        if let Some(rate) = self.bandwidth.egress {
-            let ifb = index(&self.ifb)?;
-            self.push_tbf(&mut batch, ifb, &self.ifb, rate);
-            self.push_redirection(&mut batch, port, ifb);
-        }
-        socket.run(batch)?.all_done()
     }
 
     fn push_tbf(&self, batch: &mut Batch, index: u32, name: &str, rate: Rate) {

@@ -21,14 +21,19 @@ pub fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6").exists()
 }
 
+/// Whether a setting has the value. One that does not exist has none.
+pub fn is(name: &str, value: &str) -> bool {
+    fs::read(path(name)).is_ok_and(|found| found.trim_ascii() == value.as_bytes())
+}
+
 /// Writes a setting, unless it has the value already: some of them have effects
 /// when written, and `/proc/sys` may be mounted read-only where all is well.
 /// One that does not exist is an error.
 pub fn set(name: &str, value: &'static str) -> Result<(), SysctlError> {
-    let path = path(name);
-    if fs::read(&path).is_ok_and(|old| old.trim_ascii() == value.as_bytes()) {
+    if is(name, value) {
         return Ok(());
     }
+    let path = path(name);
     fs::write(&path, value).map_err(|source| SysctlError {
         path,
         value,

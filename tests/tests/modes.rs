@@ -41,8 +41,7 @@ fn pods_node_and_outside_reach_each_other_in_every_mode() -> Result<()> {
         for family in Family::ALL {
             one.netns.ping(family.pick(GATEWAYS))?;
             for from in [&one.netns, &node.netns, &node.outside] {
-                // The kernel opens a new port some time after its link is up.
-                eventually(Duration::from_secs(2), || from.ping(two.ip(family)))?;
+                from.ping(two.ip(family))?;
                 for protocol in Protocol::ALL {
                     let target = two.at(family, 80);
                     let outcome = from.enter(move || ask(protocol, target, matrix::LIMIT))?;

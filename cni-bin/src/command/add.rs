@@ -5,8 +5,8 @@
 //!                                 |
 //!   agent <------- attach --------+                    (answers when it has bound the
 //!                                 |                     addresses to policies)
-//!   host namespace: one send: bridge? veth, port, neighbours; limits: one more
-//!   pod  namespace: one send: lo, addresses, up, routes
+//!   host namespace: one send: bridge? veth, port, neighbours, limits
+//!   pod  namespace: one send: lo, addresses, up, routes; do packets pass?
 //!                                 |
 //!   agent -------- answer ------->+----> hostPorts, masquerading ----> result
 //! ```

@@ -19,6 +19,8 @@ const NEW_ROUTE: u16 = 24;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IFF_UP: u32 = 1;
+/// `IF_OPER_UP`.
+const OPER_UP: u8 = 6;
 
 /// A link (`struct ifinfomsg`, `IFLA_*`).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -27,6 +29,8 @@ pub struct Link {
     pub index: u32,
     /// Whether it is up, by its administrator.
     pub up: bool,
+    /// Whether it carries packets (RFC 2863, `operStatus`).
+    pub operational: bool,
     /// Name.
     pub name: String,
     /// Ethernet address.
@@ -105,6 +109,7 @@ fn link(body: &[u8]) -> Result<Link, NetlinkError> {
             3 => link.name = text(value),
             4 => link.mtu = u32_at(value, 0)?,
             10 => link.master = Some(u32_at(value, 0)?),
+            16 => link.operational = value == [OPER_UP],
             18 => {
                 link.kind = link_kind(value)?;
                 link.calls_netfilter =

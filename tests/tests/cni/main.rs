@@ -9,6 +9,7 @@ mod crash;
 mod damage;
 mod delegation;
 mod delete;
+mod first_packet;
 mod hostports;
 mod ipam;
 mod masquerade;

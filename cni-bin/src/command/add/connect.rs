@@ -1,4 +1,4 @@
-//! The links: batches to the host's namespace and one to the pod's.
+//! The links: a batch to the host's namespace and one to the pod's.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -11,8 +11,9 @@ use nix::errno::Errno;
 use super::made::Made;
 use super::{Endpoint, Plan};
 use crate::bridge::{self, QUERY_LENGTH, Wanted};
+use crate::carrier::Way;
 use crate::link::{self, BridgePort, HostEnd, PodEnd, RoutedEnd};
-use crate::netlink::{Answers, Batch, NetlinkError, Socket};
+use crate::netlink::{Answer, Answers, Batch, Socket};
 use crate::shaping::Shaper;
 use crate::spec::result::Interface;
 use crate::spec::{Code, Error};
@@ -43,19 +44,21 @@ impl Plan<'_> {
         };
         let mut batch = Batch::default();
         wanted.push_query(&mut batch, index);
-        self.push_host_end(&mut batch, made, endpoint, Some(port));
-        // From inside the pod's namespace, because the index of the new link is
-        // then one cheap call away.
+        let attachment = &endpoint.attachment;
+        // Limits name their devices by index.
+        let limited = attachment.bandwidth.is_some();
+        let index = limited.then(|| link::chosen_index(host, &attachment.host_ifname));
+        self.push_host_end(&mut batch, made, endpoint, index, Some(port));
+        // Before the link exists, for what may fail.
         let visit = self.netns.enter(&self.home)?;
         let mut pod = Socket::open()?;
         let answers = host.run(batch)?;
         let plan = self.check_bridge(made, &wanted, &answers)?;
-        let pod_index = self.pod_index()?;
+        let pod_index = self.pod_index(&pod)?;
         self.pod_settings(endpoint)?;
         visit.leave();
         wanted.apply(host, &plan)?;
-        limit(host, endpoint)?;
-        self.set_up_pod_end(&mut pod, pod_index, endpoint)?;
+        self.set_up_pod_end(host, &mut pod, pod_index, endpoint)?;
         Ok(Some(Interface {
             name: wanted.name.to_owned(),
             mac: plan.link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
@@ -64,30 +67,27 @@ impl Plan<'_> {
         }))
     }
 
-    /// One send more than with a bridge: the host's routes and addresses name their
-    /// link by its index, which the kernel chooses.
+    /// Without a bridge: what it would have, the host's end has.
     fn connect_routed(
         &self,
         made: &mut Made<'_>,
         host: &mut Socket,
         endpoint: &Endpoint,
     ) -> Result<(), Error> {
-        let mut batch = Batch::default();
-        self.push_host_end(&mut batch, made, endpoint, None);
-        let visit = self.netns.enter(&self.home)?;
-        let mut pod = Socket::open()?;
-        let answers = host.run(batch)?;
-        self.note_link(made, &answers, 0)?;
-        let pod_index = self.pod_index()?;
-        self.pod_settings(endpoint)?;
-        visit.leave();
-
         let attachment = &endpoint.attachment;
         let name = attachment.host_ifname.as_str();
-        let index = link::index(name)
-            .ok_or_else(|| Error::new(Code::Kernel, format!("{name} has disappeared")))?;
-        self.host_settings(name, endpoint)?;
+        let index = link::chosen_index(host, name);
         let mut batch = Batch::default();
+        self.push_host_end(&mut batch, made, endpoint, Some(index), None);
+        // Where links begin without IPv6, this one takes addresses of it only behind a setting
+        // of its own, and that needs a send more.
+        let begins_without_ipv6 = attachment.ips.iter().any(IpAddr::is_ipv6)
+            && sysctl::is("ipv6/conf/default/disable_ipv6", "1");
+        if begins_without_ipv6 {
+            let answers = host.run(std::mem::take(&mut batch))?;
+            self.note_link(made, &answers, 0)?;
+            self.host_settings(name, endpoint)?;
+        }
         let end = RoutedEnd {
             index,
             name,
@@ -96,9 +96,19 @@ impl Plan<'_> {
             gateways: &gateways(endpoint),
         };
         end.push_to(&mut batch);
-        host.run(batch)?.all_done()?;
-        limit(host, endpoint)?;
-        self.set_up_pod_end(&mut pod, pod_index, endpoint)
+        let visit = self.netns.enter(&self.home)?;
+        let mut pod = Socket::open()?;
+        let answers = host.run(batch)?;
+        if begins_without_ipv6 {
+            answers.all_done()?;
+        } else {
+            self.note_link(made, &answers, 0)?;
+        }
+        let pod_index = self.pod_index(&pod)?;
+        self.pod_settings(endpoint)?;
+        visit.leave();
+        self.host_settings(name, endpoint)?;
+        self.set_up_pod_end(host, &mut pod, pod_index, endpoint)
     }
 
     fn bridge<'a>(&'a self, endpoint: &Endpoint) -> Wanted<'a> {
@@ -130,11 +140,13 @@ impl Plan<'_> {
         batch: &mut Batch,
         made: &mut Made<'_>,
         endpoint: &Endpoint,
+        index: Option<u32>,
         port: Option<BridgePort>,
     ) {
         let attachment = &endpoint.attachment;
         let end = HostEnd {
             name: &attachment.host_ifname,
+            index,
             port,
             netns: &self.netns,
             pod_name: &self.target.ifname,
@@ -143,15 +155,17 @@ impl Plan<'_> {
             ips: &attachment.ips,
         };
         end.push_to(batch);
-        if let Some(shaper) = Shaper::of(attachment) {
-            shaper.push_device(batch, &attachment.ips, self.mtu);
+        if let (Some(shaper), Some(index)) = (Shaper::of(attachment), index) {
+            shaper.push_to(batch, index, &attachment.ips, self.mtu);
             // Whatever becomes of it: its name is ours alone.
             made.ifb = true;
         }
     }
 
+    /// Ends with the link carrying packets.
     fn set_up_pod_end(
         &self,
+        host: &mut Socket,
         pod: &mut Socket,
         index: u32,
         endpoint: &Endpoint,
@@ -180,7 +194,19 @@ impl Plan<'_> {
         };
         let mut batch = Batch::default();
         end.push_to(&mut batch);
-        Ok(pod.run(batch)?.all_done()?)
+        if !end.up {
+            return Ok(pod.run(batch)?.all_done()?);
+        }
+        let changes = batch.count();
+        let way = Way {
+            pod_index: index,
+            port: &attachment.host_ifname,
+            bridge: attachment.bridge.as_deref(),
+        };
+        way.push_to(&mut batch);
+        let answers = pod.run(batch)?;
+        answers.iter().take(changes).try_for_each(Answer::done)?;
+        Ok(way.wait(answers.iter().skip(changes), host)?)
     }
 
     /// Reads the answers of the host's side, in order: what the bridge lacks, or
@@ -218,10 +244,10 @@ impl Plan<'_> {
         }
     }
 
-    /// The index of the pod's end, asked for inside its namespace.
-    fn pod_index(&self) -> Result<u32, Error> {
+    /// The index of the pod's end.
+    fn pod_index(&self, pod: &Socket) -> Result<u32, Error> {
         let ifname = self.target.ifname.as_str();
-        link::index(ifname).ok_or_else(|| {
+        pod.index(ifname).ok_or_else(|| {
             let message = format!("{ifname} has disappeared from the pod");
             Error::new(Code::Kernel, message)
         })
@@ -265,14 +291,6 @@ impl Plan<'_> {
             sysctl::set_if_present(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
         }
         Ok(())
-    }
-}
-
-/// Limits the port, if it has limits.
-fn limit(host: &mut Socket, endpoint: &Endpoint) -> Result<(), NetlinkError> {
-    match Shaper::of(&endpoint.attachment) {
-        Some(shaper) => shaper.limit(host),
-        None => Ok(()),
     }
 }
 
