@@ -73,11 +73,35 @@ impl Agent {
                 Policy::Optional => Ok(None),
                 // No socket: no agent was ever installed here.
                 Policy::Automatic if matches!(errno, Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
+                // Its backlog is full.
+                Policy::Automatic | Policy::Required if errno == Errno::EAGAIN => {
+                    Err(AgentError::Silent {
+                        socket: path.to_owned(),
+                        source: ErrorKind::TimedOut.into(),
+                    })
+                }
                 Policy::Automatic | Policy::Required => Err(AgentError::Away {
                     socket: path.to_owned(),
                     source: errno.into(),
                 }),
             },
+        }
+    }
+
+    /// Connects to the agent that is there. `None`: nobody listens. One that does not take the
+    /// connection is an error, for it may go on some time.
+    pub fn find(path: &Path) -> Result<Option<Self>, AgentError> {
+        match Self::connect(path, Policy::Required) {
+            Ok(agent) => Ok(agent),
+            Err(AgentError::Away { source, .. })
+                if matches!(
+                    source.kind(),
+                    ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::ConnectionRefused
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
     }
 

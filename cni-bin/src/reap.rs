@@ -97,7 +97,7 @@ pub fn reap(agent_socket: &Path) -> Result<Vec<Reaped>, RecordError> {
         };
         if let Some(cause) = judge(&record, &attachment, boot.as_deref()) {
             let key = attachment.key;
-            let errors = tear_down(agent_socket, None, &key, Some(record)).errors;
+            let errors = tear_down(agent_socket, None, &key, Some(record)).all_errors();
             reaped.push(Reaped {
                 key: Some(key),
                 cause,

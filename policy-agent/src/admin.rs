@@ -19,8 +19,8 @@ use crate::{explain, inspect};
 
 /// A request is a line of at most this many bytes.
 const LINE_MAX: u64 = 8 << 20;
-/// DEL does not wait longer for the addresses to leave the kernel.
-const DETACH: Duration = Duration::from_secs(5);
+/// How long a DETACH is answered after at the latest: before the plugin stops listening.
+const DETACH: Duration = Duration::from_secs(3);
 
 /// What the command line asks.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

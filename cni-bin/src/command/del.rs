@@ -41,7 +41,7 @@ pub fn del(document: &Document, environment: &Environment, target: &Target) -> R
     {
         done.errors.push(error);
     }
-    Error::collect(done.errors)
+    Error::collect(done.into_errors())
 }
 
 /// Removes the interface that another plugin made for the addresses which we

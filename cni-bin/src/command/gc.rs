@@ -33,7 +33,7 @@ pub fn gc(document: &Document, environment: &Environment) -> Result<(), Error> {
         match records.open(&key, LOCK_TIMEOUT) {
             Ok(record) => {
                 let done = tear_down(&document.agent_socket, Some(configured), &key, record);
-                errors.extend(done.errors);
+                errors.extend(done.into_errors());
             }
             Err(error) => errors.push(error.into()),
         }

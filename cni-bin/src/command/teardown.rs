@@ -3,18 +3,19 @@
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use dataplane::attachment::{Attachment, AttachmentKey, Request};
 use nix::errno::Errno;
 
 use super::LOCK_TIMEOUT;
 use super::leases::{release, release_recorded};
-use crate::agent::Agent;
+use crate::agent::{Agent, AgentError};
 use crate::attachment::Record;
 use crate::link;
 use crate::nat::{self, NodeLock};
 use crate::netlink::{NetlinkError, Socket};
-use crate::spec::{Document, Environment, Error, Policy};
+use crate::spec::{Document, Environment, Error};
 
 /// What was there to undo, and what could not be undone.
 #[derive(Debug, Default)]
@@ -25,6 +26,10 @@ pub struct Teardown {
     pub freed: Vec<IpAddr>,
     /// What went wrong.
     pub errors: Vec<Error>,
+    /// Why an agent that is there has not said that it has let go of the attachment. All else
+    /// is done; what it holds in the kernel leads nowhere without the link, and the record
+    /// stays to remind it.
+    pub unheard: Option<AgentError>,
 }
 
 /// What a request says about an attachment that may have no record.
@@ -38,6 +43,22 @@ pub struct Configured<'a> {
     pub netns: Option<&'a str>,
 }
 
+impl Teardown {
+    /// What is left, for those who cannot go on while the agent holds anything.
+    pub fn all_errors(self) -> Vec<Error> {
+        let unheard = self.unheard.map(Error::from);
+        self.errors.into_iter().chain(unheard).collect()
+    }
+
+    /// What is left, for a runtime, whose container ends whether the agent answers or not.
+    pub fn into_errors(self) -> Vec<Error> {
+        if let Some(unheard) = self.unheard {
+            eprintln!("{unheard}: all else is done, and it frees what it holds when it goes on");
+        }
+        self.errors
+    }
+}
+
 impl Configured<'_> {
     fn release(&self, key: &AttachmentKey) -> Result<Vec<IpAddr>, Error> {
         release(self.document, self.environment, key, self.netns)
@@ -48,6 +69,9 @@ impl Configured<'_> {
 /// uses the addresses when they are freed, the record last, so that whatever
 /// remains after an error is found again. One failure does not keep the rest.
 ///
+/// The agent is told at once and asked at the end: it works while the kernel waits for
+/// the last user of the link. A port that it has let go of is closed.
+///
 /// The record knows what ADD did; the configuration may have changed since, and where
 /// there is a record there need not be one.
 pub fn tear_down(
@@ -57,6 +81,7 @@ pub fn tear_down(
     record: Option<Record>,
 ) -> Teardown {
     let mut done = Teardown::default();
+    let notice = Notice::send(agent_socket, key);
     match remove_link(&key.host_ifname()) {
         Ok(link) => done.link = link,
         Err(error) => done.errors.push(error.into()),
@@ -73,9 +98,9 @@ pub fn tear_down(
         Ok(freed) => done.freed = freed,
         Err(error) => done.errors.push(error),
     }
-    let told = tell_agent(agent_socket, key);
-    let is_away = matches!(told, Ok(false));
-    done.errors.extend(told.err());
+    let heard = notice.answer();
+    let is_away = matches!(heard, Ok(false));
+    done.unheard = heard.err();
     let released = match recorded {
         Some(attachment) => release_nat(agent_socket, attachment, is_away),
         None if record.is_some() && is_away => release_unknown_nat(agent_socket),
@@ -84,11 +109,12 @@ pub fn tear_down(
     done.errors.extend(released.err());
     if let Some(record) = record
         && done.errors.is_empty()
+        && done.unheard.is_none()
     {
         done.errors.extend(record.remove().err().map(Error::from));
         // One that has started meanwhile may have read the record.
         if is_away && let Err(error) = tell_agent(agent_socket, key) {
-            done.errors.push(error);
+            done.errors.push(error.into());
         }
     }
     done
@@ -131,14 +157,30 @@ pub fn remove_link(name: &str) -> Result<bool, NetlinkError> {
     Ok(true)
 }
 
-/// Whether there was an agent to be told. One that is away is not waited for: it finds out
-/// from the records when it comes back.
-pub fn tell_agent(socket: &Path, key: &AttachmentKey) -> Result<bool, Error> {
-    let Some(mut agent) = Agent::connect(socket, Policy::Optional)? else {
-        return Ok(false);
-    };
-    agent.ask(&Request::Detach {
-        attachment: key.clone(),
-    })?;
-    Ok(true)
+/// Tells the agent, and returns whether there was one. One that is away is not waited for: it
+/// finds out from the records when it comes back.
+pub fn tell_agent(socket: &Path, key: &AttachmentKey) -> Result<bool, AgentError> {
+    Notice::send(socket, key).answer()
+}
+
+/// A word to the agent that an attachment ends, on its way. `None`: there is no agent.
+struct Notice(Result<Option<Agent>, AgentError>);
+
+impl Notice {
+    fn send(socket: &Path, key: &AttachmentKey) -> Self {
+        let attachment = key.clone();
+        let send = |mut agent: Agent| {
+            agent.send(&Request::Detach { attachment })?;
+            Ok(agent)
+        };
+        Self(Agent::find(socket).and_then(|agent| agent.map(send).transpose()))
+    }
+
+    /// Waits for its answer.
+    fn answer(self) -> Result<bool, AgentError> {
+        match self.0? {
+            Some(mut agent) => agent.answer(Duration::ZERO).map(|_| true),
+            None => Ok(false),
+        }
+    }
 }

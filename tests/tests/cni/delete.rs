@@ -3,12 +3,15 @@
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
+use tests::agent::Agent;
+use tests::command::LIMIT;
 use tests::netns::NetNs;
 use tests::node::{GATEWAYS, Node};
 use tests::plugin::Call;
 use tests::pod::Family;
+use tests::wait::eventually;
 use tests::{inspect, require_root};
 
 use crate::assert_empty;
@@ -202,5 +205,48 @@ fn an_add_killed_at_any_moment_is_undone_by_del() -> Result<()> {
         Call::new(&node, "ADD", "c1", &pod).result()?;
         Call::new(&node, "DEL", "c1", &pod).silent()?;
     }
+    assert_empty(&node)
+}
+
+/// DESIGN 3: a runtime whose container has ended does not wait for an agent that hangs. What
+/// the agent holds is freed when it goes on.
+#[test]
+fn del_ends_while_the_agent_hangs_and_the_agent_frees_the_rest() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let agent = Agent::start_with(&node, &["--reap-interval", "50ms"])?;
+    let pod = NetNs::create("pod")?;
+    let keys = json!({"ipMasq": true, "runtimeConfig": {"portMappings": [
+        {"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}});
+    let call = |verb| Call::new(&node, verb, "c1", &pod).keys(keys.clone());
+    let result = call("ADD").result()?;
+    let ips = inspect::result_ips(&result)?;
+    let is_in_kernel = || -> Result<bool> {
+        let rules = node
+            .netns
+            .command("nft")
+            .args(["list", "ruleset"])
+            .output()?;
+        let rules = String::from_utf8(rules.stdout)?;
+        Ok(ips.iter().any(|ip| rules.contains(&ip.to_string())))
+    };
+    ensure!(is_in_kernel()?, "the agent has bound {ips:?}");
+    agent.pause()?;
+    let reply = call("DEL").run()?;
+    assert_eq!((reply.code, reply.stdout.as_str()), (0, ""), "{reply:?}");
+    ensure!(reply.stderr.contains("does not answer"), "{reply:?}");
+    assert_eq!((node.ports()?, node.leases()?), (Vec::new(), Vec::new()));
+    // Nobody gets the address meanwhile: that takes the agent.
+    let (code, text) = call("ADD").error()?;
+    assert_eq!(code, 11, "{text}");
+    agent.resume()?;
+    eventually(LIMIT, || {
+        ensure!(!is_in_kernel()?, "still in the kernel");
+        ensure!(crate::is_empty(&node)?, "{:?}", node.records()?);
+        Ok(())
+    })?;
+    ensure!(agent.verify()?.status.success(), "{}", agent.log_text());
+    call("ADD").result()?;
+    call("DEL").silent()?;
     assert_empty(&node)
 }

@@ -67,7 +67,8 @@ impl Made<'_> {
         }
         let told_agent = std::mem::take(&mut self.told_agent);
         if told_agent {
-            note(tell_agent(&self.document.agent_socket, &self.key).map(drop));
+            let told = tell_agent(&self.document.agent_socket, &self.key);
+            note(told.map(drop).map_err(Error::from));
         }
         let record = self.record.as_ref();
         if std::mem::take(&mut self.nat)

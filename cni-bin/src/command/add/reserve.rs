@@ -209,7 +209,7 @@ impl Plan<'_> {
             netns: None,
         };
         let socket = &self.document.agent_socket;
-        Error::collect(tear_down(socket, Some(configured), key, record).errors)
+        Error::collect(tear_down(socket, Some(configured), key, record).all_errors())
     }
 
     /// The pod's routes, each with its next hop.
