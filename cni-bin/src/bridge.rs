@@ -251,6 +251,9 @@ impl<'a> Wanted<'a> {
         link::set_up(&mut up);
         let action = format!("set {} up", self.name);
         batch.push(action, 0, &RouteNetlinkMessage::NewLink(up));
+        for net in &plan.add {
+            link::push_route_to_address(&mut batch, index, net.addr());
+        }
         for answer in socket.run(batch)?.iter() {
             // Another ADD was faster.
             answer.done_or(Errno::EEXIST)?;

@@ -21,6 +21,7 @@
 //! *Routed*: there is no bridge; every veth carries the gateways, as those of the
 //! reference `ptp` plugin do.
 
+mod address;
 mod chosen;
 
 use std::collections::BTreeSet;
@@ -30,9 +31,6 @@ use std::os::fd::AsRawFd;
 use dataplane::attachment::MacAddr;
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use netlink_packet_route::address::{
-    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
-};
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
     InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -50,6 +48,7 @@ use crate::netlink::{Batch, NetlinkError};
 use crate::netns::Netns;
 use crate::spec::result::Route;
 
+pub use address::{push_address, push_address_query, push_address_removal, push_route_to_address};
 pub use chosen::chosen_index;
 
 /// What makes a link a port of a bridge.
@@ -229,6 +228,7 @@ impl RoutedEnd<'_> {
     pub fn push_to(&self, batch: &mut Batch) {
         for &gateway in self.gateways {
             push_address(batch, self.name, self.index, IpNet::from(gateway));
+            push_route_to_address(batch, self.index, gateway);
         }
         for &ip in self.ips {
             // There is nobody else on the link to ask, or to answer.
@@ -281,6 +281,9 @@ impl PodEnd<'_> {
         set_up(&mut up);
         let action = format!("set {name} up in the pod");
         batch.push(action, 0, &RouteNetlinkMessage::NewLink(up));
+        for &ip in &ips {
+            push_route_to_address(batch, self.index, ip);
+        }
 
         for &gateway in self.gateways {
             if let Some(mac) = self.gateway_mac {
@@ -331,20 +334,6 @@ impl PodEnd<'_> {
     }
 }
 
-/// Adds an address that is usable at once, without duplicate detection.
-pub fn push_address(batch: &mut Batch, name: &str, index: u32, net: IpNet) {
-    let action = format!("add address {net} to {name}");
-    let message = RouteNetlinkMessage::NewAddress(address_message(index, net));
-    batch.push(action, NLM_F_CREATE | NLM_F_EXCL, &message);
-}
-
-/// Removes an address.
-pub fn push_address_removal(batch: &mut Batch, name: &str, index: u32, net: IpNet) {
-    let action = format!("remove address {net} from {name}");
-    let message = RouteNetlinkMessage::DelAddress(address_message(index, net));
-    batch.push(action, 0, &message);
-}
-
 /// Asks for one link.
 pub fn push_link_query(batch: &mut Batch, name: &str, index: u32) {
     let mut link = LinkMessage::default();
@@ -354,14 +343,6 @@ pub fn push_link_query(batch: &mut Batch, name: &str, index: u32) {
         0,
         &RouteNetlinkMessage::GetLink(link),
     );
-}
-
-/// Asks for the addresses of one link, of both families.
-pub fn push_address_query(batch: &mut Batch, name: &str, index: u32) {
-    let mut address = AddressMessage::default();
-    address.header.index = index;
-    let action = format!("list addresses of {name}");
-    batch.push_dump(action, &RouteNetlinkMessage::GetAddress(address));
 }
 
 /// Asks for all routes of both families.
@@ -397,33 +378,6 @@ pub fn no_automatic_ipv6<'a>(ips: impl IntoIterator<Item = &'a IpAddr>) -> Optio
             In6AddrGenMode::None,
         )])])
     })
-}
-
-fn address_message(index: u32, net: IpNet) -> AddressMessage {
-    let mut message = AddressMessage::default();
-    message.header.family = family(net.addr());
-    message.header.prefix_len = net.prefix_len();
-    message.header.index = index;
-    message.attributes = match net {
-        IpNet::V4(v4) => vec![
-            AddressAttribute::Local(net.addr()),
-            AddressAttribute::Address(net.addr()),
-        ]
-        .into_iter()
-        .chain((net.prefix_len() < 31).then(|| AddressAttribute::Broadcast(v4.broadcast())))
-        .collect(),
-        IpNet::V6(v6) => {
-            message.header.flags = AddressHeaderFlags::Nodad;
-            if v6.addr().is_unicast_link_local() {
-                message.header.scope = AddressScope::Link;
-            }
-            vec![
-                AddressAttribute::Local(net.addr()),
-                AddressAttribute::Flags(AddressFlags::Nodad),
-            ]
-        }
-    };
-    message
 }
 
 fn route_message(dst: IpNet, oif: u32) -> RouteMessage {
