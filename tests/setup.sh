@@ -18,6 +18,7 @@ PACKAGES=(
     conntrack=conntrack
     containerd=containerd
     ctr=containerd
+    dnsmasq=dnsmasq-base
     ip=iproute2
     iptables=iptables
     nft=nftables

@@ -15,6 +15,9 @@
 //! undone, and the error says what could not be; of that the record stays, for DEL or
 //! the agent to try again.
 //!
+//! An IPAM plugin that asks over the pod's interface (`dhcp`) comes when that is up; one
+//! more send to the pod's namespace then adds the addresses.
+//!
 //! * [`made`]: what there is to undo.
 //! * [`reserve`]: addresses and record.
 //! * [`connect`]: the links and their limits.
@@ -151,10 +154,16 @@ impl Plan<'_> {
         pod: Option<PodRef>,
     ) -> Result<Value, Error> {
         let mut host = Socket::open()?;
-        let endpoint = self.reserve_or_reap(made, pod)?;
+        let over_link = self.document.ipam.needs_link();
+        let mut endpoint = self.reserve_or_reap(made, pod.clone())?;
         if agent.is_none() {
             // One that has started meanwhile may have read the records before ours was there.
             agent = Agent::connect(&self.document.agent_socket, self.document.policy)?;
+        }
+        if agent.is_some() && over_link {
+            let advice = "the agent closes a port until its address is known, and it is asked \
+                          for over that port: use another type, or do without the agent here";
+            return Err(Error::unsupported("ipam.type", &"dhcp".into(), advice));
         }
         if let Some(agent) = &mut agent {
             made.told_agent = true;
@@ -164,6 +173,10 @@ impl Plan<'_> {
             })?;
         }
         let bridge = self.connect(made, &mut host, &endpoint)?;
+        if over_link {
+            endpoint = self.ask_over_link(made, pod)?;
+            self.address(&mut host, &endpoint)?;
+        }
         if let Some(agent) = &mut agent {
             // Whether the policies are in the kernel yet does not matter: until they
             // are, nothing passes.

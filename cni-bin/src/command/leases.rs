@@ -43,6 +43,18 @@ pub fn release_recorded(attachment: &Attachment) -> Option<Result<Vec<IpAddr>, E
     Some(released())
 }
 
+/// Whether the addresses are given back over the pod's link, as long as that is there: by
+/// the record, or where there is none, by the present configuration.
+pub fn needs_link(recorded: Option<&Attachment>, present: Option<&Document>) -> bool {
+    match recorded {
+        Some(attachment) => attachment.undo.plugin.as_ref().is_some_and(|plugin| {
+            let document = Document::parse(plugin.conf.as_bytes());
+            document.is_ok_and(|document| document.ipam.needs_link())
+        }),
+        None => present.is_some_and(|document| document.ipam.needs_link()),
+    }
+}
+
 /// Frees those of these addresses that are the attachment's: no search among the leases
 /// of all the others.
 fn free_these(data_dir: &Path, key: &AttachmentKey, ips: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {

@@ -9,7 +9,7 @@ use dataplane::attachment::{Attachment, AttachmentKey, Request};
 use nix::errno::Errno;
 
 use super::LOCK_TIMEOUT;
-use super::leases::{release, release_recorded};
+use super::leases::{needs_link, release, release_recorded};
 use crate::agent::{Agent, AgentError};
 use crate::attachment::Record;
 use crate::link;
@@ -66,8 +66,9 @@ impl Configured<'_> {
 }
 
 /// Removes all that an attachment consists of: the link first, so that nothing
-/// uses the addresses when they are freed, the record last, so that whatever
-/// remains after an error is found again. One failure does not keep the rest.
+/// uses the addresses when they are freed (unless they are given back over it), the record
+/// last, so that whatever remains after an error is found again. One failure does not keep
+/// the rest.
 ///
 /// The agent is told at once and asked at the end: it works while the kernel waits for
 /// the last user of the link. A port that it has let go of is closed.
@@ -82,6 +83,16 @@ pub fn tear_down(
 ) -> Teardown {
     let mut done = Teardown::default();
     let notice = Notice::send(agent_socket, key);
+    let recorded = record
+        .as_ref()
+        .and_then(|record| record.attachment.as_ref());
+    let release = || {
+        let freed = recorded.and_then(release_recorded);
+        let freed = freed.or_else(|| configured.map(|configured| configured.release(key)));
+        freed.unwrap_or(Ok(Vec::new()))
+    };
+    let present = configured.map(|configured| configured.document);
+    let early = needs_link(recorded, present).then(release);
     match remove_link(&key.host_ifname()) {
         Ok(link) => done.link = link,
         Err(error) => done.errors.push(error.into()),
@@ -89,18 +100,18 @@ pub fn tear_down(
     if let Err(error) = remove_link(&key.ifb_name()) {
         done.errors.push(error.into());
     }
-    let recorded = record
-        .as_ref()
-        .and_then(|record| record.attachment.as_ref());
-    let freed = recorded.and_then(release_recorded);
-    let freed = freed.or_else(|| configured.map(|configured| configured.release(key)));
-    match freed.unwrap_or(Ok(Vec::new())) {
+    match early.unwrap_or_else(release) {
         Ok(freed) => done.freed = freed,
         Err(error) => done.errors.push(error),
     }
     let heard = notice.answer();
     let is_away = matches!(heard, Ok(false));
-    done.unheard = heard.err();
+    match heard {
+        Ok(_) => {}
+        // Whether there is one cannot be said; then nobody may ever read the record.
+        Err(error @ AgentError::Away { .. }) => done.errors.push(error.into()),
+        Err(error) => done.unheard = Some(error),
+    }
     let released = match recorded {
         Some(attachment) => release_nat(agent_socket, attachment, is_away),
         None if record.is_some() && is_away => release_unknown_nat(agent_socket),

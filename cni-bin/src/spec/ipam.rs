@@ -14,6 +14,8 @@ use super::result::Route;
 
 /// The name of our own allocator.
 pub const IN_PROCESS: &str = "trammel-ipam";
+/// The plugin that asks a server on the pod's link.
+const DHCP: &str = "dhcp";
 
 /// Who gives a pod its addresses (`ipam.type`).
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -40,6 +42,12 @@ pub struct Pool {
 }
 
 impl Ipam {
+    /// Whether the addresses are asked for over the pod's interface, which is then made
+    /// first and up, and given back over it, too.
+    pub fn needs_link(&self) -> bool {
+        matches!(self, Self::Plugin(name) if name == DHCP)
+    }
+
     /// Reads `ipam.type` of a whole configuration.
     pub fn of(root: &Object<'_>) -> Result<Self, Error> {
         let Some(ipam) = root.object("ipam")?.filter(|ipam| !ipam.is_empty()) else {

@@ -32,11 +32,6 @@ impl Port {
     /// Reads and checks the keys.
     pub fn of(root: &Object<'_>, ipam: &Ipam) -> Result<Self, Error> {
         refuse_unsupported(root)?;
-        if *ipam == Ipam::Plugin("dhcp".to_owned()) {
-            let advice = "it asks over the pod's interface, which is made when the address is \
-                          known: use \"trammel-ipam\", host-local or static";
-            return Err(Error::unsupported("ipam.type", &"dhcp".into(), advice));
-        }
         vlan(root)?;
         let mode = mode(root, ipam)?;
         let on = |key: &str| root.boolean(key).map(|value| value == Some(true));
@@ -86,6 +81,12 @@ fn mode(root: &Object<'_>, ipam: &Ipam) -> Result<Mode, Error> {
                 "mode: {:?} needs addresses: give ipam, or use mode \"l2\"",
                 mode.as_str()
             )))
+        }
+        // Its server is a neighbour, which pods have in this mode only.
+        (None, ipam) if ipam.needs_link() => Ok(Mode::L2),
+        (Some(mode @ (Mode::RoutedPorts | Mode::Routed)), ipam) if ipam.needs_link() => {
+            let advice = "ipam.type \"dhcp\" finds its server by broadcast: use mode \"l2\"";
+            Err(Error::unsupported("mode", &mode.as_str().into(), advice))
         }
         (stated, _) => Ok(stated.unwrap_or_default()),
     }

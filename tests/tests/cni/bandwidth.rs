@@ -50,7 +50,12 @@ fn devices(node: &Node) -> Result<Vec<String>> {
 }
 
 /// Sends so many bytes over TCP and returns how long it was until all were read.
-fn transfer(from: &NetNs, to: &NetNs, target: SocketAddr, bytes: usize) -> Result<Duration> {
+pub(crate) fn transfer(
+    from: &NetNs,
+    to: &NetNs,
+    target: SocketAddr,
+    bytes: usize,
+) -> Result<Duration> {
     let listener = to.enter(move || TcpListener::bind(SocketAddr::new(target.ip(), 5001)))??;
     let sink = to.spawn(move || -> std::io::Result<usize> {
         let (mut stream, _) = listener.accept()?;

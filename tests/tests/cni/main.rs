@@ -9,6 +9,7 @@ mod crash;
 mod damage;
 mod delegation;
 mod delete;
+mod dhcp;
 mod first_packet;
 mod hostports;
 mod ipam;
@@ -17,6 +18,7 @@ mod network;
 mod node;
 mod protocol;
 mod reap;
+mod reference;
 mod storage;
 mod storm;
 

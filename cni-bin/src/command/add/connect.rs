@@ -111,6 +111,16 @@ impl Plan<'_> {
         self.set_up_pod_end(host, &mut pod, pod_index, endpoint)
     }
 
+    /// Adds the addresses and routes to a link that was made without.
+    pub(super) fn address(&self, host: &mut Socket, endpoint: &Endpoint) -> Result<(), Error> {
+        let visit = self.netns.enter(&self.home)?;
+        let mut pod = Socket::open()?;
+        self.pod_settings(endpoint)?;
+        visit.leave();
+        let index = self.pod_index(&pod)?;
+        self.set_up_pod_end(host, &mut pod, index, endpoint)
+    }
+
     fn bridge<'a>(&'a self, endpoint: &Endpoint) -> Wanted<'a> {
         let gateways: Vec<IpNet> = match &self.config.pool {
             _ if !self.config.port.is_gateway => Vec::new(),

@@ -44,6 +44,9 @@ impl Made<'_> {
                 left.push(format!("not undone: {error}"));
             }
         };
+        if self.document.ipam.needs_link() {
+            note(self.give_back());
+        }
         if std::mem::take(&mut self.link) {
             note(
                 remove_link(&self.key.host_ifname())
@@ -58,13 +61,7 @@ impl Made<'_> {
                     .map_err(Error::from),
             );
         }
-        match std::mem::replace(&mut self.leases, Leases::None) {
-            Leases::None => {}
-            Leases::InProcess(ips) => note(self.free(&ips)),
-            Leases::Plugin => {
-                note(release(self.document, self.environment, &self.key, None).map(drop));
-            }
-        }
+        note(self.give_back());
         let told_agent = std::mem::take(&mut self.told_agent);
         if told_agent {
             let told = tell_agent(&self.document.agent_socket, &self.key);
@@ -87,6 +84,15 @@ impl Made<'_> {
             left.push(format!("not undone: {error}"));
         }
         left
+    }
+
+    /// Gives the addresses back, once.
+    fn give_back(&mut self) -> Result<(), Error> {
+        match std::mem::replace(&mut self.leases, Leases::None) {
+            Leases::None => Ok(()),
+            Leases::InProcess(ips) => self.free(&ips),
+            Leases::Plugin => release(self.document, self.environment, &self.key, None).map(drop),
+        }
     }
 
     fn free(&self, ips: &[IpAddr]) -> Result<(), Error> {

@@ -45,11 +45,15 @@ impl Plan<'_> {
         let records = Records::beside(&self.document.agent_socket);
         self.clear_remains(&made.key, &records)?;
         match (&self.document.ipam, &self.config.pool) {
-            (Ipam::Plugin(name), _) => self.ask_plugin(name, &records, made, pod),
+            (Ipam::Plugin(_), _) if !self.document.ipam.needs_link() => {
+                self.ask_plugin(&records, made, pod)
+            }
             (_, Some(pool)) => self.claim(pool, &records, made, pod),
             (_, None) => {
                 let attachment = self.attachment(made, &[], pod);
-                nat::check_families(&attachment)?;
+                if self.document.ipam == Ipam::Nobody {
+                    nat::check_families(&attachment)?;
+                }
                 made.record = Some(self.record(&records, &attachment)?);
                 let (routes, dns) = (Vec::new(), self.config.dns.clone());
                 Ok(Endpoint {
@@ -105,13 +109,35 @@ impl Plan<'_> {
     /// addresses: it says that there may be some to give back.
     fn ask_plugin(
         &self,
-        name: &str,
         records: &Records,
         made: &mut Made<'_>,
         pod: Option<PodRef>,
     ) -> Result<Endpoint, Error> {
         let unaddressed = self.attachment(made, &[], pod.clone());
         made.record = Some(self.record(records, &unaddressed)?);
+        self.ask(records, made, pod)
+    }
+
+    /// From a plugin that asks over the link, when that is there.
+    pub(super) fn ask_over_link(
+        &self,
+        made: &mut Made<'_>,
+        pod: Option<PodRef>,
+    ) -> Result<Endpoint, Error> {
+        let records = Records::beside(&self.document.agent_socket);
+        self.ask(&records, made, pod)
+    }
+
+    /// The plugin's answer, which the record then has too.
+    fn ask(
+        &self,
+        records: &Records,
+        made: &mut Made<'_>,
+        pod: Option<PodRef>,
+    ) -> Result<Endpoint, Error> {
+        let Ipam::Plugin(name) = &self.document.ipam else {
+            return Err(Error::config("ipam.type: it is no plugin"));
+        };
         let delegate = Delegate::find(name, self.document, self.environment)?;
         made.leases = Leases::Plugin;
         let answer = delegate.add()?;
@@ -155,7 +181,9 @@ impl Plan<'_> {
         let bandwidth = self.config.bandwidth;
         let mode = self.config.port.mode;
         let host_ifname = made.key.host_ifname();
-        let mac = self.config.mac.or_else(|| MacAddr::of_pod(&ips));
+        // One that is there before its address is known cannot follow from it.
+        let of_ips = || MacAddr::of_pod(&ips).filter(|_| !self.document.ipam.needs_link());
+        let mac = self.config.mac.or_else(of_ips);
         Attachment {
             mac: mac.unwrap_or_else(|| link::pod_mac(&host_ifname)),
             host_ifname,

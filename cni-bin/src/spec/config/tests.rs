@@ -96,7 +96,11 @@ fn unsupported_keys_are_refused_with_key_and_value() {
         (json!({"vlanTrunk": [{"id": 5}]}), "vlanTrunk", "5"),
         (json!({"ipMasqBackend": "pf"}), "ipMasqBackend", "pf"),
         (json!({"mode": "l3"}), "mode", "l3"),
-        (json!({"ipam": {"type": "dhcp"}}), "ipam.type", "dhcp"),
+        (
+            json!({"ipam": {"type": "dhcp"}, "mode": "routed"}),
+            "mode",
+            "routed",
+        ),
         (json!({"enabledad": true}), "enabledad", "true"),
         (
             json!({"uplinkInterface": "eth7"}),
