@@ -24,6 +24,7 @@ use crate::complaint::Complaints;
 use crate::config::Config;
 use crate::config::network::NetworkConfig;
 use crate::config::services::ServiceConfig;
+use crate::event::Kind;
 use crate::health::Health;
 use crate::isolation;
 use crate::network::conflist::Conflist;
@@ -119,7 +120,7 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
         let follow = addresses.follow(move |now| owner.send(Mail::HostAddresses(now)).is_ok());
         let health_checks = health_check::serve(news.clone(), health.clone(), mail.clone());
         let loopback = loopback::serve(news, mail.clone());
-        let foreign = foreign::watch(mail.clone());
+        let foreign = foreign::watch(mail.clone(), services.enabled);
         let network = async {
             if !network.is_on() {
                 return std::future::pending().await;
@@ -207,7 +208,11 @@ async fn serve(
         ManifestWatch::start(folder, POLL_INTERVAL, move || drop(mail.send(Mail::Rescan)))
     });
     if watch.is_none() {
-        start_watches(arguments, mail, complaints, &tasks, &cancel).await?;
+        let left_out: &[Kind] = match services.enabled {
+            true => &[],
+            false => &Kind::OF_SERVICES,
+        };
+        start_watches(arguments, mail, complaints, (&tasks, &cancel), left_out).await?;
     }
 
     let mut servers = JoinSet::new();
@@ -281,8 +286,8 @@ async fn start_watches(
     arguments: &Run,
     mail: &Sender<Mail>,
     complaints: watch::Receiver<Complaints>,
-    tasks: &TaskTracker,
-    cancel: &CancellationToken,
+    (tasks, cancel): (&TaskTracker, &CancellationToken),
+    left_out: &[Kind],
 ) -> anyhow::Result<()> {
     let access = match &arguments.kubeconfig {
         Some(path) => Access::Kubeconfig(path.clone()),
@@ -293,7 +298,7 @@ async fn start_watches(
     let report = events::report(client.clone(), arguments.node_name.clone(), complaints);
     tasks.spawn(cancel.clone().run_until_cancelled_owned(report));
     // What the watches say of themselves is in their log.
-    let _states = Watches::start(client, sender, tasks, cancel.clone());
+    let _states = Watches::start(client, sender, tasks, cancel.clone(), left_out);
     let mail = mail.clone();
     tasks.spawn(async move {
         while let Some(event) = events.recv().await {

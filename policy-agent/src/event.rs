@@ -41,6 +41,9 @@ impl Kind {
         Self::ServiceCidr,
     ];
 
+    /// Those that only the Service proxy needs.
+    pub const OF_SERVICES: [Self; 3] = [Self::Service, Self::EndpointSlice, Self::ServiceCidr];
+
     /// Whether objects of the kind live in a namespace.
     pub fn is_namespaced(self) -> bool {
         !matches!(
@@ -104,6 +107,16 @@ pub enum Event {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+impl Event {
+    /// The kind that it is about.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Apply(object) => object.kind(),
+            Self::Delete(kind, _) | Self::Reset(kind, _) | Self::Invalid { kind, .. } => *kind,
+        }
+    }
 }
 
 impl fmt::Display for Kind {

@@ -24,13 +24,17 @@ const PERIOD: Duration = Duration::from_secs(5);
 /// Who these complaints are from.
 const FROM: &str = "foreign";
 
+/// Why a base chain that drops is told.
+pub(crate) const DROP_POLICY: &str = "ForeignDropPolicy";
+
 /// The tables of kube-proxy in nftables mode.
 pub(crate) fn kube_proxy_tables() -> [TableId; 2] {
     [Family::Ip, Family::Ip6].map(|family| TableId::new(family, "kube-proxy"))
 }
 
-/// Looks until nobody listens any more.
-pub async fn watch(mail: Sender<Mail>) {
+/// Looks until nobody listens any more. `serves`: Services are this agent's to serve, and
+/// rules of another proxy are in its way.
+pub async fn watch(mail: Sender<Mail>, serves: bool) {
     let mut told = Vec::new();
     let mut generation = None;
     let mut is_broken = false;
@@ -40,7 +44,8 @@ pub async fn watch(mail: Sender<Mail>) {
             Ok(Ok((seen, chains))) => {
                 generation = Some(seen);
                 is_broken = false;
-                let complaints = chains.map_or_else(|| told.clone(), |chains| findings(&chains));
+                let complaints =
+                    chains.map_or_else(|| told.clone(), |chains| findings(&chains, serves));
                 if complaints != told {
                     for complaint in complaints.iter().filter(|new| !told.contains(new)) {
                         tracing::warn!("{}", complaint.message);
@@ -73,7 +78,7 @@ fn look(before: Option<u32>) -> Result<(u32, Option<Vec<ForeignChain>>), KernelE
 }
 
 /// What is wrong with these chains.
-fn findings(chains: &[ForeignChain]) -> Vec<Complaint> {
+pub(crate) fn findings(chains: &[ForeignChain], serves: bool) -> Vec<Complaint> {
     let own = layout::tables();
     let kube_proxy = kube_proxy_tables();
     let mut left_over = BTreeSet::new();
@@ -97,7 +102,7 @@ fn findings(chains: &[ForeignChain]) -> Vec<Complaint> {
         } else if chain.drops && matches!(chain.hook, Some(Hook::Forward | Hook::Input)) {
             let hook = chain.hook.map_or("", Hook::name);
             complain(
-                "ForeignDropPolicy",
+                DROP_POLICY,
                 format!(
                     "chain {} of table {} drops what its rules do not accept ({hook} hook), \
                      whatever is allowed here: accept the traffic of pods and Services there, or \
@@ -106,6 +111,9 @@ fn findings(chains: &[ForeignChain]) -> Vec<Complaint> {
                 ),
             );
         }
+    }
+    if !serves {
+        return complaints;
     }
     for table in left_over {
         complain(
@@ -173,7 +181,7 @@ mod tests {
                 Some("kube-proxy --cleanup"),
             ),
         ] {
-            let told = findings(std::slice::from_ref(&found));
+            let told = findings(std::slice::from_ref(&found), true);
             let messages: Vec<_> = told.iter().map(|told| told.message.as_str()).collect();
             match expected {
                 None => assert_eq!(messages, Vec::<&str>::new(), "{found:?}"),

@@ -80,6 +80,8 @@ pub struct Owner<K> {
     nat: nat::NatClaims,
     /// Objects that cannot be used, with the reason.
     invalid: BTreeMap<(Kind, ObjectKey), String>,
+    /// Whether Services are this agent's to serve.
+    serves: bool,
     /// Whether bridge ports are isolated, see [`crate::isolation`].
     ports_isolated: Option<bool>,
     network: network::ClusterNetwork,
@@ -114,6 +116,7 @@ impl<K: Kernel> Owner<K> {
             interfaces: BTreeMap::new(),
             nat: nat::NatClaims::default(),
             invalid: BTreeMap::new(),
+            serves: true,
             ports_isolated: None,
             network: network::ClusterNetwork::default(),
             dirty: false,
@@ -155,6 +158,12 @@ impl<K: Kernel> Owner<K> {
     pub fn handle(&mut self, event: Event) {
         self.dirty = true;
         self.revision += 1;
+        if !self.serves && Kind::OF_SERVICES.contains(&event.kind()) {
+            if let Event::Reset(kind, _) = event {
+                self.listed.insert(kind);
+            }
+            return;
+        }
         match event {
             Event::Apply(object) => {
                 self.invalid.remove(&(object.kind(), object.key()));

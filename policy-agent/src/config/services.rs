@@ -15,6 +15,9 @@ use crate::args::duration;
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ServiceConfig {
+    /// Serve Services; `true` by default. Where another proxy does, its objects are not
+    /// even watched.
+    pub enabled: bool,
     /// Prefixes of all pods of the cluster: what comes from elsewhere to a cluster IP is
     /// masqueraded, and pods reach all endpoints of `externalTrafficPolicy: Local`. Without
     /// any, only the pods of this node count as pods.
@@ -84,6 +87,7 @@ pub enum NodePortAddress {
 impl Default for ServiceConfig {
     fn default() -> Self {
         Self {
+            enabled: true,
             cluster_cidrs: Vec::new(),
             node_port_addresses: vec![NodePortAddress::Primary],
             masquerade_all: false,

@@ -138,6 +138,7 @@ impl<K: Kernel> Owner<K> {
 
     /// Settings of the proxy. To be called before the first sync.
     pub fn configure_services(&mut self, config: &ServiceConfig) {
+        self.serves = config.enabled;
         self.proxy.set_config(ProxyConfig {
             cluster_cidrs: config.cluster_cidrs.clone(),
             masquerade_all: config.masquerade_all,

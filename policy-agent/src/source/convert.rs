@@ -23,6 +23,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use proxy::model::{ObjectKey, Protocol};
 
+use super::narrow::Fields;
 use crate::event::{Kind, Object};
 use crate::model::Labels;
 
@@ -32,10 +33,17 @@ pub use cluster_network_policy::ClusterNetworkPolicy;
 /// Namespace of a namespaced object that names none.
 const DEFAULT_NAMESPACE: &str = "default";
 
+/// `metadata` of kinds with annotations of ours.
+const ANNOTATED: Fields = Fields::AllBut(&[("managedFields", Fields::None)]);
+
 /// A Kubernetes type that has a place in the model.
 pub trait Convert: Sized {
     /// Its kind.
     const KIND: Kind;
+
+    /// What the conversion uses, and the watch: nothing else is read of what the API server
+    /// sends.
+    const FIELDS: Fields = Fields::AllBut(&[("metadata", ANNOTATED)]);
 
     /// The object in the model, or `None` where it is no business of ours.
     ///

@@ -5,7 +5,8 @@
 //! is tried again with growing delays. None of that loses or repeats state: a relist
 //! becomes one [`Event::Reset`], and the index compares.
 //!
-//! Objects are converted as they arrive and dropped, so only the model is ever held. An
+//! Of objects only what is used is read ([`super::narrow`]); they are converted as they arrive
+//! and dropped, so only the model is ever held. An
 //! object that does not even deserialize stops nothing: it is told as
 //! [`Event::Invalid`].
 
@@ -22,7 +23,6 @@ use futures::StreamExt;
 use k8s_openapi::api::{
     core::v1 as core, discovery::v1 as discovery, networking::v1 as networking,
 };
-use kube::core::DeserializeGuard;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Config, Resource};
 use serde::de::DeserializeOwned;
@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::convert::{ClusterNetworkPolicy, Convert};
+use super::narrow::Narrow;
 use crate::event::{Event, Kind};
 use relist::Relist;
 
@@ -96,6 +97,99 @@ pub struct Watches {
     states: Arc<watch::Sender<WatchStates>>,
 }
 
+/// A kind that is watched.
+pub(crate) trait Watched:
+    Resource<DynamicType = ()> + Convert + Clone + DeserializeOwned + Debug + Send + Sync + 'static
+{
+}
+
+impl<K> Watched for K where
+    K: Resource<DynamicType = ()>
+        + Convert
+        + Clone
+        + DeserializeOwned
+        + Debug
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// Who wants to know every kind that is watched.
+trait Visitor {
+    /// One of them, and how it is watched.
+    fn visit<K: Watched>(&mut self, config: watcher::Config);
+}
+
+/// All kinds: what starts the watches and what says which rights they need.
+fn visit_all(visitor: &mut impl Visitor) {
+    let all = watcher::Config::default().page_size(PAGE_SIZE);
+    let served = all.clone().labels(SERVED);
+    visitor.visit::<core::Namespace>(all.clone());
+    visitor.visit::<core::Node>(all.clone());
+    visitor.visit::<core::Pod>(all.clone());
+    visitor.visit::<core::Service>(served.clone());
+    visitor.visit::<discovery::EndpointSlice>(served);
+    visitor.visit::<networking::NetworkPolicy>(all.clone());
+    visitor.visit::<ClusterNetworkPolicy>(all.clone());
+    visitor.visit::<networking::ServiceCIDR>(all);
+}
+
+/// Starts the watches.
+struct Starter<'a> {
+    watches: &'a Watches,
+    tasks: &'a TaskTracker,
+    left_out: &'a [Kind],
+}
+
+impl Visitor for Starter<'_> {
+    fn visit<K: Watched>(&mut self, config: watcher::Config) {
+        let watches = self.watches.clone();
+        if self.left_out.contains(&K::KIND) {
+            self.tasks.spawn(watches.leave_out(K::KIND));
+        } else {
+            self.tasks.spawn(watches.run::<K>(config));
+        }
+    }
+}
+
+/// What of the API the agent uses, as a ClusterRole names it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Right {
+    /// API group; empty for the core.
+    pub group: String,
+    /// Plural of the kind.
+    pub resource: String,
+    /// What is done.
+    pub verbs: Vec<&'static str>,
+    /// Whether the agent goes on without.
+    pub is_optional: bool,
+}
+
+/// Every right that the agent uses: to watch the kinds, and to write Events.
+pub fn rights() -> Vec<Right> {
+    struct Collector(Vec<Right>);
+    impl Visitor for Collector {
+        fn visit<K: Watched>(&mut self, _: watcher::Config) {
+            self.0.push(Right {
+                group: K::group(&()).into_owned(),
+                resource: K::plural(&()).into_owned(),
+                verbs: vec!["list", "watch"],
+                is_optional: K::KIND == Kind::ServiceCidr,
+            });
+        }
+    }
+    let mut collector = Collector(Vec::new());
+    visit_all(&mut collector);
+    collector.0.push(Right {
+        group: "events.k8s.io".to_owned(),
+        resource: "events".to_owned(),
+        verbs: vec!["create", "patch"],
+        is_optional: true,
+    });
+    collector.0
+}
+
 /// A client for the API server.
 ///
 /// # Errors
@@ -120,7 +214,8 @@ async fn kubeconfig(path: &Path) -> Result<Config, ClientError> {
 }
 
 impl Watches {
-    /// Starts one task per kind on `tasks`. They end when `cancel` is cancelled or nobody
+    /// Starts one task per kind on `tasks`, but for those of `left_out`, of which there is
+    /// nothing then. They end when `cancel` is cancelled or nobody
     /// receives `events` any more, and at nothing else. What the channel cannot take
     /// delays the watches. The receiver shows how the watches are doing.
     pub fn start(
@@ -128,6 +223,7 @@ impl Watches {
         events: mpsc::Sender<Event>,
         tasks: &TaskTracker,
         cancel: CancellationToken,
+        left_out: &[Kind],
     ) -> watch::Receiver<WatchStates> {
         let states = Kind::ALL.map(|kind| (kind, WatchState::default())).into();
         let (states, receiver) = watch::channel(states);
@@ -137,29 +233,23 @@ impl Watches {
             cancel,
             states: Arc::new(states),
         };
-        let all = watcher::Config::default().page_size(PAGE_SIZE);
-        let served = all.clone().labels(SERVED);
-        tasks.spawn(watches.clone().run::<core::Namespace>(all.clone()));
-        tasks.spawn(watches.clone().run::<core::Node>(all.clone()));
-        tasks.spawn(watches.clone().run::<core::Pod>(all.clone()));
-        tasks.spawn(watches.clone().run::<core::Service>(served.clone()));
-        tasks.spawn(watches.clone().run::<discovery::EndpointSlice>(served));
-        tasks.spawn(
-            watches
-                .clone()
-                .run::<networking::NetworkPolicy>(all.clone()),
-        );
-        tasks.spawn(watches.clone().run::<ClusterNetworkPolicy>(all.clone()));
-        tasks.spawn(watches.run::<networking::ServiceCIDR>(all));
+        visit_all(&mut Starter {
+            watches: &watches,
+            tasks,
+            left_out,
+        });
         receiver
     }
 
-    async fn run<K>(self, config: watcher::Config)
-    where
-        K: Resource<DynamicType = ()> + Convert + Clone + DeserializeOwned + Debug + Send + Sync,
-        K: 'static,
-    {
-        let api: Api<DeserializeGuard<K>> = Api::all(self.client.clone());
+    /// Tells that there is nothing of the kind.
+    async fn leave_out(self, kind: Kind) {
+        if self.send(Event::Reset(kind, Vec::new())).await {
+            self.set_state(kind, |state| !std::mem::replace(&mut state.listed, true));
+        }
+    }
+
+    async fn run<K: Watched>(self, config: watcher::Config) {
+        let api: Api<Narrow<K>> = Api::all(self.client.clone());
         let mut stream = pin!(watcher(api, config).default_backoff());
         let mut relist = Relist::default();
         loop {
@@ -289,7 +379,7 @@ fn is_absent(kind: Kind, error: &watcher::Error) -> bool {
 }
 
 /// The error and what caused it, on one line.
-fn causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1 as core;
 use super::{Convert, ConvertError, labels, object_key};
 use crate::event::{Kind, Object};
 use crate::model::Namespace;
+use crate::source::narrow::{Fields, METADATA};
 
 /// The label that the API server sets to the name on every Namespace.
 const METADATA_NAME: &str = "kubernetes.io/metadata.name";
@@ -23,6 +24,7 @@ impl Namespace {
 
 impl Convert for core::Namespace {
     const KIND: Kind = Kind::Namespace;
+    const FIELDS: Fields = Fields::Only(&[("metadata", METADATA)]);
 
     fn convert(mut self) -> Result<Option<Object>, ConvertError> {
         let mut namespace = Namespace::implicit(&*object_key(Self::KIND, &self.metadata)?.name);

@@ -5,9 +5,22 @@ use k8s_openapi::api::core::v1 as core;
 use super::{Convert, ConvertError, created, labels, object_key, parse_cidr, parse_ip};
 use crate::event::{Kind, Object};
 use crate::model::Node;
+use crate::source::narrow::{Fields, METADATA};
 
 impl Convert for core::Node {
     const KIND: Kind = Kind::Node;
+    const FIELDS: Fields = Fields::Only(&[
+        ("metadata", METADATA),
+        (
+            "spec",
+            Fields::Only(&[
+                ("podCIDR", Fields::All),
+                ("podCIDRs", Fields::All),
+                ("taints", Fields::All),
+            ]),
+        ),
+        ("status", Fields::Only(&[("addresses", Fields::All)])),
+    ]);
 
     fn convert(mut self) -> Result<Option<Object>, ConvertError> {
         let name = object_key(Self::KIND, &self.metadata)?.name;

@@ -7,9 +7,37 @@ use k8s_openapi::api::core::v1 as core;
 use super::{Convert, ConvertError, created, labels, object_key, parse_ip, port, protocol};
 use crate::event::{Kind, Object};
 use crate::model::{ContainerPort, Pod, PodPhase};
+use crate::source::narrow::{Fields, METADATA};
+
+/// Of a container.
+const CONTAINER: Fields = Fields::Only(&[("ports", Fields::All), ("restartPolicy", Fields::All)]);
 
 impl Convert for core::Pod {
     const KIND: Kind = Kind::Pod;
+    const FIELDS: Fields = Fields::Only(&[
+        ("metadata", METADATA),
+        (
+            "spec",
+            Fields::Only(&[
+                ("nodeName", Fields::All),
+                ("hostNetwork", Fields::All),
+                ("containers", CONTAINER),
+                ("initContainers", CONTAINER),
+            ]),
+        ),
+        (
+            "status",
+            Fields::Only(&[
+                ("phase", Fields::All),
+                ("podIP", Fields::All),
+                ("podIPs", Fields::All),
+                (
+                    "conditions",
+                    Fields::Only(&[("type", Fields::All), ("status", Fields::All)]),
+                ),
+            ]),
+        ),
+    ]);
 
     fn convert(mut self) -> Result<Option<Object>, ConvertError> {
         let key = object_key(Self::KIND, &self.metadata)?;

@@ -10,11 +10,13 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::model::{Namespace, Node, Pod, PodPhase};
+use crate::source::narrow::cut;
 
 mod network_policy;
 
 fn convert<K: Convert + DeserializeOwned>(manifest: Value) -> Result<Option<Object>, String> {
-    let object: K = serde_json::from_value(manifest).unwrap();
+    // As it comes from the API server: what is not read cannot be used.
+    let object: K = serde_json::from_value(cut::<K>(&manifest)).unwrap();
     object.convert().map_err(|e| e.to_string())
 }
 

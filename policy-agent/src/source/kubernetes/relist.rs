@@ -8,12 +8,12 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
-use kube::core::DeserializeGuard;
 use kube::runtime::watcher::Event as Change;
 use proxy::model::ObjectKey;
 
 use crate::event::{Event, Kind, Object};
 use crate::source::convert::{Convert, ConvertError, object_key};
+use crate::source::narrow::Narrow;
 
 /// The state between changes.
 #[derive(Debug, Default)]
@@ -44,7 +44,7 @@ enum Received {
 
 impl Relist {
     /// What the index is to be told of a change.
-    pub(super) fn handle<K>(&mut self, change: Change<DeserializeGuard<K>>) -> Vec<Event>
+    pub(super) fn handle<K>(&mut self, change: Change<Narrow<K>>) -> Vec<Event>
     where
         K: Resource<DynamicType = ()> + Convert,
     {
@@ -176,7 +176,7 @@ impl Relist {
 }
 
 /// Converts an object; its Kubernetes form ends here, managedFields and all.
-fn receive<K>(object: DeserializeGuard<K>) -> Received
+fn receive<K>(object: Narrow<K>) -> Received
 where
     K: Resource<DynamicType = ()> + Convert,
 {
@@ -195,7 +195,7 @@ where
     }
 }
 
-fn key_of<K>(kind: Kind, object: &DeserializeGuard<K>) -> Result<ObjectKey, ConvertError>
+fn key_of<K>(kind: Kind, object: &Narrow<K>) -> Result<ObjectKey, ConvertError>
 where
     K: Resource<DynamicType = ()>,
 {

@@ -35,7 +35,7 @@ impl Running {
         let client = Client::try_from(config).unwrap();
         let (sender, events) = mpsc::channel(64);
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
-        let states = Watches::start(client, sender, &tasks, cancel.clone());
+        let states = Watches::start(client, sender, &tasks, cancel.clone(), &[]);
         tasks.close();
         Self {
             api,

@@ -1,6 +1,5 @@
 //! The bookkeeping between the watcher and the index, without a server.
 
-use kube::core::DeserializeGuard;
 use kube::runtime::watcher::Event as Change;
 
 use super::super::relist::Relist;
@@ -8,32 +7,25 @@ use super::*;
 
 type Policy = networking::NetworkPolicy;
 
-fn policy(name: &str, spec: Value) -> DeserializeGuard<Policy> {
+fn policy(name: &str, spec: Value) -> Narrow<Policy> {
     serde_json::from_value(json!({"metadata": {"name": name, "namespace": "x"}, "spec": spec}))
         .unwrap()
 }
 
-fn good(name: &str) -> DeserializeGuard<Policy> {
+fn good(name: &str) -> Narrow<Policy> {
     policy(name, json!({"podSelector": {}}))
 }
 
-fn bad(name: &str) -> DeserializeGuard<Policy> {
+fn bad(name: &str) -> Narrow<Policy> {
     policy(name, json!("no object"))
 }
 
-fn list(
-    relist: &mut Relist,
-    objects: impl IntoIterator<Item = DeserializeGuard<Policy>>,
-) -> Vec<String> {
-    assert!(
-        relist
-            .handle(Change::<DeserializeGuard<Policy>>::Init)
-            .is_empty()
-    );
+fn list(relist: &mut Relist, objects: impl IntoIterator<Item = Narrow<Policy>>) -> Vec<String> {
+    assert!(relist.handle(Change::<Narrow<Policy>>::Init).is_empty());
     for object in objects {
         assert!(relist.handle(Change::InitApply(object)).is_empty());
     }
-    brief(&relist.handle(Change::<DeserializeGuard<Policy>>::InitDone))
+    brief(&relist.handle(Change::<Narrow<Policy>>::InitDone))
 }
 
 fn brief(events: &[Event]) -> Vec<String> {
@@ -55,7 +47,7 @@ fn a_clean_relist_is_a_reset() {
 #[test]
 fn a_list_that_breaks_off_is_forgotten() {
     let mut relist = Relist::default();
-    relist.handle(Change::<DeserializeGuard<Policy>>::Init);
+    relist.handle(Change::<Narrow<Policy>>::Init);
     relist.handle(Change::InitApply(good("a")));
     assert_eq!(list(&mut relist, [good("b")]), ["= b"]);
 }
@@ -63,9 +55,9 @@ fn a_list_that_breaks_off_is_forgotten() {
 #[test]
 fn a_policy_that_was_never_readable_isolates_its_namespace() {
     let mut relist = Relist::default();
-    relist.handle(Change::<DeserializeGuard<Policy>>::Init);
+    relist.handle(Change::<Narrow<Policy>>::Init);
     relist.handle(Change::InitApply(bad("p")));
-    let events = relist.handle(Change::<DeserializeGuard<Policy>>::InitDone);
+    let events = relist.handle(Change::<Narrow<Policy>>::InitDone);
     assert_eq!(brief(&events), ["= p", "! p"]);
     let Event::Reset(_, objects) = &events[0] else {
         panic!()
@@ -101,7 +93,7 @@ fn an_invalid_object_in_a_relist_keeps_its_last_good_state() {
 
 #[test]
 fn an_object_that_becomes_somebody_elses_is_gone() {
-    let service = |ip: &str| -> DeserializeGuard<core::Service> {
+    let service = |ip: &str| -> Narrow<core::Service> {
         serde_json::from_value(json!({"metadata": {"name": "s", "namespace": "x"},
             "spec": {"clusterIP": ip}}))
         .unwrap()
@@ -124,8 +116,7 @@ fn an_object_that_becomes_somebody_elses_is_gone() {
 
 #[test]
 fn an_object_without_a_name_is_left_out() {
-    let nameless: DeserializeGuard<Policy> =
-        serde_json::from_value(json!({"metadata": {}})).unwrap();
+    let nameless: Narrow<Policy> = serde_json::from_value(json!({"metadata": {}})).unwrap();
     let mut relist = Relist::default();
     assert!(relist.handle(Change::Apply(nameless.clone())).is_empty());
     assert_eq!(list(&mut relist, [nameless, good("a")]), ["= a"]);
