@@ -398,6 +398,11 @@ fn conflicts(found: IpNet, wanted: IpNet) -> bool {
     }
 }
 
+/// Whether the link is a bridge that the plugin has made and set up.
+pub fn is_ours(link: &Link) -> bool {
+    link.kind.as_deref() == Some("bridge") && mode_of(link.alias.as_deref()).is_some()
+}
+
 /// The mode that a bridge's mark speaks of.
 fn mode_of(mark: Option<&str>) -> Option<Mode> {
     match mark {

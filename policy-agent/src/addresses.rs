@@ -156,7 +156,7 @@ async fn look(handle: &Handle) -> Result<HostAddresses, rtnetlink::Error> {
 }
 
 /// The address, if node ports can be served on it.
-fn address_of(message: &AddressMessage) -> Option<IpAddr> {
+pub(crate) fn address_of(message: &AddressMessage) -> Option<IpAddr> {
     let attributes = || message.attributes.iter();
     // For point-to-point links `IFA_ADDRESS` is the peer's, and `IFA_LOCAL` ours.
     let local = attributes().find_map(|attribute| match attribute {
@@ -177,7 +177,7 @@ fn address_of(message: &AddressMessage) -> Option<IpAddr> {
 }
 
 /// The interfaces that the route leads through, if it is a default route.
-fn links_of_default(route: &RouteMessage) -> Vec<u32> {
+pub(crate) fn links_of_default(route: &RouteMessage) -> Vec<u32> {
     let table = route
         .attributes
         .iter()

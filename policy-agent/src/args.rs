@@ -88,19 +88,16 @@ pub enum Command {
         #[allow(missing_docs, reason = "clap would show it as help")]
         client: Client,
     },
-    /// Remove exactly our own tables, routes and tunnels. The agent must not be running.
-    Cleanup {
-        /// Remove the tables that kube-proxy has left in nftables mode, and leave ours and a
-        /// running agent alone.
-        #[arg(long)]
-        kube_proxy: bool,
-        /// Remove the CNI configuration that `run` has written to this folder, too.
-        #[arg(long, value_name = "DIR", conflicts_with = "kube_proxy")]
-        cni_conf_dir: Option<PathBuf>,
-        #[command(flatten)]
-        #[allow(missing_docs, reason = "clap would show it as help")]
-        client: Client,
-    },
+    /// Whether this node can carry the agent, and whether the one that runs is well: kernel,
+    /// sysctls, rules of others, network configurations, API server. Exit status 1 where
+    /// there is an error among the findings.
+    Check(Box<Check>),
+    /// Put the plugins where the container runtime looks for them, and set the sysctls that
+    /// the agent needs: the steps before it in a container.
+    Install(Install),
+    /// Remove exactly our own tables, routes and tunnels, and where asked what was installed.
+    /// The agent must not be running.
+    Cleanup(Cleanup),
 }
 
 /// Settings of `run`.
@@ -139,6 +136,87 @@ pub struct Run {
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would show it as help")]
     pub network: NetworkFlags,
+}
+
+/// Settings of `check`.
+#[derive(Args, Debug)]
+pub struct Check {
+    /// Ask the API server that this kubeconfig file names. Without it: that of the cluster,
+    /// where this runs in a pod, and else none.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Name of this node's Node object, to look at it.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: Option<String>,
+    /// The agent's configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where the container runtime looks for network configurations.
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    pub cni_conf_dir: PathBuf,
+    /// Where the container runtime looks for plugins.
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    pub cni_bin_dir: PathBuf,
+    /// Write a file with the sysctls that the agent needs into this folder, such as
+    /// /run/sysctl.d or /etc/sysctl.d.
+    #[arg(long, value_name = "DIR")]
+    pub sysctl_dir: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would show it as help")]
+    pub client: Client,
+}
+
+/// Settings of `install`.
+#[derive(Args, Debug)]
+pub struct Install {
+    /// Copy the plugins into this folder, such as /opt/cni/bin.
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+    /// Where the plugins are; by default beside this program.
+    #[arg(long, value_name = "DIR")]
+    pub from: Option<PathBuf>,
+    /// Set the sysctls.
+    #[arg(long)]
+    pub sysctls: bool,
+    /// Write them into this folder, such as /run/sysctl.d, so that they stay.
+    #[arg(long, value_name = "DIR")]
+    pub sysctl_dir: Option<PathBuf>,
+    /// Only those of this address family of pods; of both by default.
+    #[arg(long, value_enum)]
+    pub family: Vec<Family>,
+    /// The agent's configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Settings of `cleanup`.
+#[derive(Args, Debug)]
+pub struct Cleanup {
+    /// Remove the tables that kube-proxy has left in nftables mode, and leave ours and a
+    /// running agent alone.
+    #[arg(long, conflicts_with_all = ["cni_conf_dir", "cni_bin_dir", "sysctl_dir"])]
+    pub kube_proxy: bool,
+    /// Remove the network configuration from this folder.
+    #[arg(long, value_name = "DIR")]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Remove the plugins from this folder, and the bridge, when no pods are left.
+    #[arg(long, value_name = "DIR")]
+    pub cni_bin_dir: Option<PathBuf>,
+    /// Remove the file of sysctls from this folder.
+    #[arg(long, value_name = "DIR")]
+    pub sysctl_dir: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs, reason = "clap would show it as help")]
+    pub client: Client,
+}
+
+/// Address families of pods.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Family {
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
 }
 
 /// How to reach the agent, and how to print.

@@ -46,7 +46,7 @@ pub fn wait(client: &Client, timeout: Duration) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// Where the agent is away.
 pub fn status(client: &Client) -> anyhow::Result<ExitCode> {
-    let status: Status = ask(&client.socket, &Query::Status, ANSWER)?;
+    let status = current_status(&client.socket)?;
     print(client, &status, || {
         let summary = &status.summary;
         let synced = match (&summary.error, summary.synced) {
@@ -115,6 +115,14 @@ fn describe_network(network: &NetworkStatus) -> String {
         count("vxlan"),
         network.repairs
     )
+}
+
+/// The state of the agent on that socket.
+///
+/// # Errors
+/// Where the agent is away.
+pub(crate) fn current_status(socket: &Path) -> anyhow::Result<Status> {
+    ask(socket, &Query::Status, ANSWER)
 }
 
 /// `services`.

@@ -14,6 +14,7 @@
 //! - [`owner`]: the one owner of the desired state; [`runtime`] is its thread.
 //! - [`reaper`]: frees what dead runtimes have left.
 //! - [`network`]: routes to other nodes' pods, and the CNI configuration. Off by default.
+//! - [`check`], [`install`], [`cleanup`]: a node before and after it.
 //! - [`admin`], [`http`], [`health`]: what it shows; [`client`], [`args`], [`config`]: the
 //!   command line.
 
@@ -21,6 +22,7 @@ pub mod addresses;
 pub mod admin;
 pub mod agent;
 pub mod args;
+pub mod check;
 pub mod cleanup;
 pub mod client;
 pub mod compile;
@@ -38,6 +40,7 @@ pub mod health_check;
 pub mod http;
 pub mod index;
 pub(crate) mod inspect;
+pub mod install;
 pub mod isolation;
 pub mod lint;
 mod listeners;
@@ -54,5 +57,6 @@ pub mod records;
 pub mod runtime;
 pub mod snapshot;
 pub mod source;
+pub mod sysctls;
 pub mod verdict;
 pub mod verdict_log;

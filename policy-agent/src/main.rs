@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use policy_agent::args::{Arguments, Command};
 use policy_agent::config::{Config, LogFormat};
-use policy_agent::{agent, cleanup, client};
+use policy_agent::{agent, check, cleanup, client, install};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -44,16 +44,12 @@ fn run() -> anyhow::Result<ExitCode> {
             delete,
             client,
         } => client::plan(&client, &file, delete),
-        Command::Cleanup {
-            kube_proxy: true,
-            client,
-            ..
-        } => cleanup::kube_proxy(&client),
-        Command::Cleanup {
-            cni_conf_dir,
-            client,
-            ..
-        } => cleanup::run(&client, cni_conf_dir.as_deref()),
+        Command::Check(arguments) => check::run(&arguments),
+        Command::Install(arguments) => install::run(&arguments),
+        Command::Cleanup(arguments) if arguments.kube_proxy => {
+            cleanup::kube_proxy(&arguments.client)
+        }
+        Command::Cleanup(arguments) => cleanup::run(&arguments),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Where desired state comes from: the Kubernetes API or a directory of manifests.
 //!
 //! ```text
-//!   kubernetes (watch) ──┐ k8s-openapi types
+//!   kubernetes (watch) ──┐ k8s-openapi types, cut by narrow
 //!                        ├──► convert ──► Event ──► the owner of the index
 //!   manifests (files) ───┘
 //! ```
@@ -16,3 +16,4 @@ pub mod convert;
 pub mod endpoints;
 pub mod kubernetes;
 pub mod manifests;
+pub mod narrow;

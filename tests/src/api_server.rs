@@ -1,5 +1,6 @@
-//! A Kubernetes API server as small as the agent's watches need it: lists and watches of
-//! six kinds over plain HTTP, in a node's namespace.
+//! A Kubernetes API server as small as the agent's watches need it: lists, in pages, and
+//! watches of eight kinds over plain HTTP, in a node's namespace. It takes Events, and says
+//! which rights there are.
 //!
 //! Objects have a resourceVersion, and every change is an event of it. A watch begins at a
 //! version, gets bookmarks, can be disconnected, and is told 410 Gone where its version is
@@ -9,9 +10,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
@@ -49,6 +52,9 @@ const RESOURCES: [(&str, &str, &str); 8] = [
     ),
 ];
 
+/// Where rights are asked for.
+const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+
 /// A running server. It ends when dropped.
 #[derive(Debug)]
 pub struct ApiServer {
@@ -61,6 +67,9 @@ pub struct ApiServer {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    /// Bytes of all answers, without their heads.
+    sent: AtomicU64,
+    requests: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -81,6 +90,10 @@ struct State {
     lists: BTreeMap<String, usize>,
     /// Events and changes of Events, in the order in which they were written.
     events: Vec<Value>,
+    /// Verbs and resources that are not granted.
+    denied: BTreeSet<(String, String)>,
+    /// Seconds by which its clock is ahead.
+    clock_ahead: i64,
     presence: Presence,
 }
 
@@ -139,6 +152,24 @@ impl ApiServer {
         };
         self.record(state, key.0, json!({"type": what, "object": object}));
         Ok(())
+    }
+
+    /// Creates many objects at once, as if they had always been there: no watch is told.
+    pub fn fill(&self, objects: impl IntoIterator<Item = Value>) -> Result<()> {
+        let mut state = self.state();
+        for mut object in objects {
+            state.version += 1;
+            object["metadata"]["resourceVersion"] = state.version.to_string().into();
+            state.objects.insert(key_of(&object)?, object);
+        }
+        state.forgotten = state.version;
+        Ok(())
+    }
+
+    /// Requests so far, and bytes that were answered.
+    pub fn traffic(&self) -> (u64, u64) {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (read(&self.shared.requests), read(&self.shared.sent))
     }
 
     /// Deletes an object, which has to exist.
@@ -212,7 +243,23 @@ impl ApiServer {
         }
     }
 
-    /// How often that kind was listed.
+    /// Whether it says that `verb` of `resource` is granted. It grants it all the same.
+    pub fn set_denied(&self, verb: &str, resource: &str, is_denied: bool) {
+        let right = (verb.to_owned(), resource.to_owned());
+        let denied = &mut self.state().denied;
+        if is_denied {
+            denied.insert(right);
+        } else {
+            denied.remove(&right);
+        }
+    }
+
+    /// Sets its clock, which dates its answers.
+    pub fn set_clock_ahead(&self, seconds: i64) {
+        self.state().clock_ahead = seconds;
+    }
+
+    /// How often that kind was listed: pages do not count.
     pub fn lists(&self, kind: &str) -> usize {
         self.state().lists.get(kind).copied().unwrap_or_default()
     }
@@ -249,6 +296,10 @@ impl Drop for ApiServer {
 }
 
 impl Shared {
+    fn count(&self, body: &str) {
+        self.sent.fetch_add(body.len() as u64, Ordering::Relaxed);
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no holder of this lock panics")
     }
@@ -294,6 +345,7 @@ fn listen(shared: &Arc<Shared>, first: TcpListener, address: SocketAddr) -> Resu
 /// One request for each connection.
 fn serve(shared: &Shared, stream: TcpStream) -> Result<()> {
     stream.set_nonblocking(false)?;
+    shared.requests.fetch_add(1, Ordering::Relaxed);
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut request = String::new();
     reader.read_line(&mut request)?;
@@ -315,15 +367,22 @@ fn serve(shared: &Shared, stream: TcpStream) -> Result<()> {
     if method != "GET" {
         let mut body = vec![0; length];
         reader.read_exact(&mut body)?;
-        return write_event(shared, stream, target, &body);
+        let path = target.split_once('?').map_or(target, |(path, _)| path);
+        return match path {
+            REVIEWS => review(shared, stream, &body),
+            _ => write_event(shared, stream, path, &body),
+        };
     }
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let query: BTreeMap<_, _> = query.split('&').filter_map(|p| p.split_once('=')).collect();
+    if path == "/version" {
+        return answer(shared, stream, 200, &json!({"major": "1", "minor": "36"}));
+    }
     let Some((kind, _, api)) = RESOURCES.iter().find(|(_, of, _)| *of == path) else {
-        return answer(stream, 404, &status(404, "no such path"));
+        return answer(shared, stream, 404, &status(404, "no such path"));
     };
     let Some(&"true" | &"1") = query.get("watch") else {
-        return list(shared, stream, kind, api);
+        return list(shared, stream, (kind, api), &query);
     };
     let version = query
         .get("resourceVersion")
@@ -334,26 +393,75 @@ fn serve(shared: &Shared, stream: TcpStream) -> Result<()> {
 /// Takes what is written of Events, the only objects that the agent writes.
 fn write_event(shared: &Shared, stream: TcpStream, target: &str, body: &[u8]) -> Result<()> {
     if !target.starts_with("/apis/events.k8s.io/v1/namespaces/") {
-        return answer(stream, 404, &status(404, "no such path"));
+        return answer(shared, stream, 404, &status(404, "no such path"));
     }
     let event: Value = serde_json::from_slice(body)?;
     shared.state().events.push(event.clone());
-    answer(stream, 201, &event)
+    answer(shared, stream, 201, &event)
 }
 
-fn list(shared: &Shared, stream: TcpStream, kind: &str, api: &str) -> Result<()> {
+/// Whether the right is granted that a SelfSubjectAccessReview asks for.
+fn review(shared: &Shared, stream: TcpStream, body: &[u8]) -> Result<()> {
+    let mut review: Value = serde_json::from_slice(body)?;
+    let asked = &review["spec"]["resourceAttributes"];
+    let text = |key: &str| asked[key].as_str().unwrap_or_default().to_owned();
+    let is_denied = shared
+        .state()
+        .denied
+        .contains(&(text("verb"), text("resource")));
+    review["status"] = json!({"allowed": !is_denied});
+    answer(shared, stream, 201, &review)
+}
+
+/// A page of a list. What changes between two pages may be in it or not: a watch from the
+/// first page's version tells it in any case.
+fn list(
+    shared: &Shared,
+    stream: TcpStream,
+    (kind, api): (&str, &str),
+    query: &BTreeMap<&str, &str>,
+) -> Result<()> {
     let mut state = shared.state();
     if state.failing.contains(kind) {
         drop(state);
-        return answer(stream, 500, &status(500, "told to fail"));
+        return answer(shared, stream, 500, &status(500, "told to fail"));
     }
-    *state.lists.entry(kind.to_owned()).or_default() += 1;
-    let objects = state.objects.iter().filter(|((of, _), _)| of == kind);
-    let items: Vec<_> = objects.map(|(_, object)| object.clone()).collect();
-    let list = json!({"apiVersion": api, "kind": format!("{kind}List"), "items": items,
-        "metadata": {"resourceVersion": state.version.to_string()}});
+    let (version, after) = match query.get("continue") {
+        None => {
+            *state.lists.entry(kind.to_owned()).or_default() += 1;
+            (state.version, String::new())
+        }
+        // The number of the version and the last key, which has a slash.
+        Some(token) => {
+            let token = token.replace("%2F", "/").replace("%3A", ":");
+            let (version, after) = token.split_once(':').context("a token of this server")?;
+            (version.parse()?, after.to_owned())
+        }
+    };
+    let limit = query.get("limit").and_then(|limit| limit.parse().ok());
+    let named = query.get("fieldSelector").and_then(|fields| {
+        let name = fields.strip_prefix("metadata.name")?;
+        Some(name.trim_start_matches("%3D").trim_start_matches('='))
+    });
+    let first = (Bound::Excluded((kind.to_owned(), after)), Bound::Unbounded);
+    let mut rest = state
+        .objects
+        .range(first)
+        .take_while(|((of, _), _)| of == kind)
+        .filter(|(_, object)| named.is_none_or(|name| object["metadata"]["name"] == name))
+        .peekable();
+    let page: Vec<_> = rest.by_ref().take(limit.unwrap_or(usize::MAX)).collect();
+    let mut metadata = json!({"resourceVersion": version.to_string()});
+    if rest.peek().is_some()
+        && let Some(((_, last), _)) = page.last()
+    {
+        metadata["continue"] = format!("{version}:{last}").into();
+    }
+    let items: Vec<_> = page.into_iter().map(|(_, object)| object.clone()).collect();
     drop(state);
-    answer(stream, 200, &list)
+    let list = json!({"apiVersion": api, "kind": format!("{kind}List"), "items": items,
+        "metadata": metadata});
+    answer(shared, stream, 200, &list)
 }
 
 /// Sends what changes after `seen`, until the round ends.
@@ -390,7 +498,9 @@ fn watch(shared: &Shared, mut stream: TcpStream, kind: &str, mut seen: u64) -> R
             return Ok(());
         }
         for event in events {
-            writeln!(stream, "{event}")?;
+            let line = format!("{event}\n");
+            shared.count(&line);
+            stream.write_all(line.as_bytes())?;
         }
     }
 }
@@ -405,12 +515,19 @@ fn status(code: u16, message: &str) -> Value {
         "code": code, "reason": reason, "message": message})
 }
 
-fn answer(mut stream: TcpStream, code: u16, body: &Value) -> Result<()> {
+fn answer(shared: &Shared, mut stream: TcpStream, code: u16, body: &Value) -> Result<()> {
     let body = body.to_string();
+    shared.count(&body);
+    let ahead = shared.state().clock_ahead;
+    let now = match u64::try_from(ahead) {
+        Ok(ahead) => SystemTime::now() + Duration::from_secs(ahead),
+        Err(_) => SystemTime::now() - Duration::from_secs(ahead.unsigned_abs()),
+    };
     write!(
         stream,
         "HTTP/1.1 {code} Test\r\nContent-Type: application/json\r\nConnection: close\r\n\
-         Content-Length: {}\r\n\r\n{body}",
+         Date: {}\r\nContent-Length: {}\r\n\r\n{body}",
+        httpdate::fmt_http_date(now),
         body.len()
     )?;
     Ok(())

@@ -41,7 +41,7 @@ fn every_verb_takes_a_socket_and_a_form_of_output() {
                 | Command::Services(client)
                 | Command::Policies(client)
                 | Command::Verify(client)
-                | Command::Cleanup { client, .. }
+                | Command::Cleanup(Cleanup { client, .. })
                 | Command::Wait { client, .. },
             ) => client,
             other => panic!("{verb}: {other:?}"),

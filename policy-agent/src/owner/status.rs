@@ -19,6 +19,9 @@ use crate::source::manifests;
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
+    /// Version of the program; empty where it is older than this field.
+    #[serde(default)]
+    pub version: String,
     /// Numbers.
     #[serde(flatten)]
     pub summary: Summary,
@@ -151,6 +154,7 @@ impl<K: Kernel> Owner<K> {
                 programmed: self.is_programmed(&attachment.key),
             });
         Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             summary: self.summary(),
             attachments: attachments.collect(),
             ports_isolated: self.ports_isolated,
