@@ -13,7 +13,7 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 # The harness looks for the programs of this tree.
 unexport CARGO_TARGET_DIR
 
-.PHONY: help setup build demo test bench cluster-test conformance fuzz lint fmt clean-netns
+.PHONY: help setup build image demo test bench cluster-test conformance fuzz lint fmt clean-netns
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -26,6 +26,11 @@ build: ## static release programs into target/release
 	@$(STATIC) -p cni-bin -p policy-agent -p tests --bins
 	@mkdir -p $(RELEASE)
 	@for p in $(PROGRAMS); do ln -f target/$(HOST)/release/$$p $(RELEASE)/$$p; done
+
+IMAGE ?= ghcr.io/trammel/trammel:0.1.0
+image: build ## the image of conf/ as a docker archive, without container tools (IMAGE=name:tag)
+	@conf/mkimage.py target/trammel-image.tar $(IMAGE) \
+		$(RELEASE)/trammel $(RELEASE)/trammel-ipam $(RELEASE)/trammel-agent
 
 demo: setup build ## a node, pods, a Service and policies in namespaces: expected against observed (ARGS="-o json")
 	@$(AS_ROOT) $(RELEASE)/trammel-demo $(ARGS)
