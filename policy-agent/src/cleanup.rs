@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use dataplane::attachment::records_dir;
 use dataplane::diff::diff;
 use dataplane::kernel::Kernel;

@@ -61,7 +61,9 @@ pub struct Unreadable {
 impl<'de, K: Convert + DeserializeOwned> Deserialize<'de> for Narrow<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = Cut(&K::FIELDS).deserialize(deserializer)?;
-        Ok(Self(K::deserialize(&value).map_err(|error| Unreadable {
+        // With the path of the field that is wrong.
+        let object: Result<K, _> = serde_path_to_error::deserialize(&value);
+        Ok(Self(object.map_err(|error| Unreadable {
             error: error.to_string(),
             metadata: ObjectMeta::deserialize(&value["metadata"]).unwrap_or_default(),
         })))
@@ -318,7 +320,11 @@ mod tests {
             "spec": {"containers": "none"}});
         let narrow: Narrow<Pod> = serde_json::from_value(broken).expect("any object");
         assert_eq!(narrow.meta().name.as_deref(), Some("web"));
-        assert!(narrow.0.expect_err("no list").error.contains("none"));
+        let error = narrow.0.expect_err("no list").error;
+        assert!(
+            error.contains("none") && error.contains("spec.containers"),
+            "{error}"
+        );
         let nameless: Narrow<Node> = serde_json::from_value(json!({"metadata": 7})).expect("any");
         assert_eq!(nameless.meta().name, None);
     }

@@ -122,7 +122,10 @@ fn what_is_wrong_in_a_file_is_named() {
             "policy",
         ),
         (
-            &|conf| conf["plugins"][1] = json!({"type": "tuning"}),
+            &|conf| {
+                let plugins = conf["plugins"].as_array_mut().expect("a list");
+                plugins.push(json!({"type": "tuning"}));
+            },
             Severity::Error,
             "plugin-missing",
             "tuning",
