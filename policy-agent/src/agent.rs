@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::addresses::AddressWatch;
 use crate::admin::Socket;
-use crate::args::Run;
+use crate::args::{Run, StateDir};
 use crate::complaint::Complaints;
 use crate::config::Config;
 use crate::config::network::NetworkConfig;
@@ -27,6 +27,7 @@ use crate::config::services::ServiceConfig;
 use crate::event::Kind;
 use crate::health::Health;
 use crate::isolation;
+use crate::journal::{self, Journal};
 use crate::network::conflist::Conflist;
 use crate::network::plan;
 use crate::owner::{Owner, Settings};
@@ -95,6 +96,9 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
         owner.configure_services(&services);
         if network.is_on() {
             owner.follow_network();
+        }
+        if let Some(folder) = state_folder(arguments) {
+            fall_back(&mut owner, folder, &arguments.node_name);
         }
         let addresses = AddressWatch::open()
             .await
@@ -172,6 +176,29 @@ fn conflist(network: &NetworkConfig, socket: &Path) -> anyhow::Result<Option<Con
         Some(template) => conflist.with_template(template)?,
         None => conflist,
     }))
+}
+
+/// Where objects are written down: manifests are on disk themselves.
+fn state_folder(arguments: &Run) -> Option<&Path> {
+    match &arguments.state_dir {
+        StateDir::Folder(folder) if arguments.manifests.is_none() => Some(folder),
+        _ => None,
+    }
+}
+
+fn fall_back<K: Kernel>(owner: &mut Owner<K>, folder: &Path, node: &str) {
+    match journal::restore(folder, node) {
+        Ok(Some(restored)) => owner.fall_back_on(restored),
+        Ok(None) => {}
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(
+                error,
+                "no use can be made of the objects of an earlier run; without the API server pods \
+                 stay closed"
+            );
+        }
+    }
 }
 
 /// The packets that are denied, where somebody wants to be told and the kernel can tell.
@@ -300,8 +327,15 @@ async fn start_watches(
     // What the watches say of themselves is in their log.
     let _states = Watches::start(client, sender, tasks, cancel.clone(), left_out);
     let mail = mail.clone();
+    let journal = state_folder(arguments)
+        .map(|folder| Journal::start(folder, &arguments.node_name))
+        .transpose()
+        .context("cannot start the journal's thread")?;
     tasks.spawn(async move {
         while let Some(event) = events.recv().await {
+            if let Some(journal) = &journal {
+                journal.note(&event);
+            }
             if mail.send(Mail::Event(event)).is_err() {
                 return;
             }

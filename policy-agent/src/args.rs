@@ -5,7 +5,7 @@ pub mod services;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::str::FromStr as _;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -130,6 +130,16 @@ pub struct Run {
     /// or off. Rates are limited.
     #[arg(long, value_name = "PATH", default_value = "stdout", value_parser = Target::from_str)]
     pub verdict_log: Target,
+    /// Where the objects of the API server are written down, for a start without it; off: not
+    /// at all.
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/lib/trammel",
+        env = "TRAMMEL_STATE_DIR",
+        value_parser = StateDir::from_str
+    )]
+    pub state_dir: StateDir,
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would show it as help")]
     pub services: ServiceFlags,
@@ -217,6 +227,27 @@ pub enum Family {
     Ipv4,
     /// IPv6.
     Ipv6,
+}
+
+/// `--state-dir`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum StateDir {
+    /// Nothing is written down.
+    Off,
+    /// This folder.
+    Folder(PathBuf),
+}
+
+impl FromStr for StateDir {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "" => Err("give a folder or off".to_owned()),
+            "off" => Ok(Self::Off),
+            folder => Ok(Self::Folder(folder.into())),
+        }
+    }
 }
 
 /// How to reach the agent, and how to print.

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use proxy::model::{EndpointSlice, ObjectKey, Service};
+use serde::{Deserialize, Serialize};
 
 use crate::model::{ClusterNetworkPolicy, Namespace, NetworkPolicy, Node, Pod, ServiceCidr};
 
@@ -64,7 +65,7 @@ impl Kind {
 }
 
 /// An object of any kind, parsed.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Object {
     /// A namespace with its labels.
     Namespace(Namespace),

@@ -12,6 +12,7 @@
 //!   state; the verdict is the oracle that judges flows straight from the API's text, and
 //!   knows nothing of the compiler.
 //! - [`owner`]: the one owner of the desired state; [`runtime`] is its thread.
+//! - [`journal`]: the last known good objects on disk.
 //! - [`reaper`]: frees what dead runtimes have left.
 //! - [`network`]: routes to other nodes' pods, and the CNI configuration. Off by default.
 //! - [`check`], [`install`], [`cleanup`]: a node before and after it.
@@ -42,6 +43,7 @@ pub mod index;
 pub(crate) mod inspect;
 pub mod install;
 pub mod isolation;
+pub mod journal;
 pub mod lint;
 mod listeners;
 pub mod loopback;

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use proxy::model::{ObjectKey, Protocol};
+use serde::{Deserialize, Serialize};
 
 pub use cluster_policy::ClusterNetworkPolicy;
 pub use policy::NetworkPolicy;
@@ -23,7 +24,7 @@ const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 pub type Labels = BTreeMap<String, String>;
 
 /// A `v1` Namespace.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Namespace {
     /// Name.
     pub name: String,
@@ -32,7 +33,7 @@ pub struct Namespace {
 }
 
 /// A `v1` Node.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Node {
     /// Name.
     pub name: String,
@@ -54,7 +55,7 @@ pub struct Node {
 }
 
 /// A `networking.k8s.io/v1` ServiceCIDR.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ServiceCidr {
     /// Name.
     pub name: String,
@@ -63,7 +64,7 @@ pub struct ServiceCidr {
 }
 
 /// A container port, for named ports.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct ContainerPort {
     /// `ports[].name`; unnamed ports are left out.
     pub name: String,
@@ -74,7 +75,7 @@ pub struct ContainerPort {
 }
 
 /// How far a pod's life has come, as far as the data plane cares.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum PodPhase {
     /// Pending, Running or Unknown: the pod owns its addresses.
     Live,
@@ -84,7 +85,7 @@ pub enum PodPhase {
 }
 
 /// A `v1` Pod.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Pod {
     /// Namespace and name.
     pub key: ObjectKey,

@@ -18,6 +18,7 @@ mod nat;
 mod network;
 mod news;
 mod refused;
+mod restore;
 mod services;
 mod status;
 
@@ -74,6 +75,7 @@ pub struct Owner<K> {
     generation: u16,
     /// Kinds that were listed in full.
     listed: BTreeSet<Kind>,
+    fallback: restore::Fallback,
     /// Interfaces with pods, and the attachments behind each.
     interfaces: BTreeMap<String, BTreeSet<AttachmentKey>>,
     /// Who wants which hostPort.
@@ -113,6 +115,7 @@ impl<K: Kernel> Owner<K> {
             denials: Denials::default(),
             generation: 1,
             listed: BTreeSet::new(),
+            fallback: restore::Fallback::default(),
             interfaces: BTreeMap::new(),
             nat: nat::NatClaims::default(),
             invalid: BTreeMap::new(),
@@ -149,13 +152,24 @@ impl<K: Kernel> Owner<K> {
         self.dirty
     }
 
-    /// Whether everything was listed: until then the tables are left alone.
+    /// Whether everything was listed.
     pub fn has_listed_all(&self) -> bool {
         self.listed.len() == Kind::ALL.len()
     }
 
+    /// Whether there is a state to enforce: until then the tables are left alone.
+    pub fn knows_state(&self) -> bool {
+        self.has_listed_all() || self.enforces_as_of().is_some()
+    }
+
     /// Takes a change of an object.
     pub fn handle(&mut self, event: Event) {
+        for event in self.put_aside(event) {
+            self.take(event);
+        }
+    }
+
+    fn take(&mut self, event: Event) {
         self.dirty = true;
         self.revision += 1;
         if !self.serves && Kind::OF_SERVICES.contains(&event.kind()) {
@@ -486,8 +500,8 @@ impl<K: Kernel> Owner<K> {
     /// # Errors
     /// See [`SyncError`]; what was not written is tried again by the next sync.
     pub fn sync(&mut self) -> Result<(), SyncError> {
-        if !self.has_listed_all() {
-            return Err(SyncError::NotListed(self.missing_lists()));
+        if !self.knows_state() {
+            return Err(self.not_listed());
         }
         let started = Instant::now();
         let result = self.compile_and_commit();
@@ -495,11 +509,12 @@ impl<K: Kernel> Owner<K> {
         result
     }
 
-    fn missing_lists(&self) -> Vec<Kind> {
+    /// Which lists are still waited for, as the reason why nothing is done.
+    pub fn not_listed(&self) -> SyncError {
         let missing = Kind::ALL
             .into_iter()
             .filter(|kind| !self.listed.contains(kind));
-        missing.collect()
+        SyncError::NotListed(missing.collect())
     }
 
     fn compile_and_commit(&mut self) -> Result<(), SyncError> {

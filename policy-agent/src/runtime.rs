@@ -32,6 +32,8 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// After a failed sync, doubled each time up to [`RETRY_MAX`].
 const RETRY: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// So long an agent with objects of an earlier run waits for the API server.
+const SILENCE: Duration = Duration::from_secs(10);
 /// How often the kernel's tables are looked at for changes by others.
 const CHECK: Duration = Duration::from_millis(500);
 /// Who has found the complaints of a review.
@@ -116,10 +118,19 @@ pub enum Call {
 
 /// Somebody who waits for a sync.
 struct Waiter {
-    /// Wait for this attachment to be programmed, not only for the sync.
-    attachment: Option<AttachmentKey>,
+    for_what: Awaited,
     deadline: Instant,
     reply: oneshot::Sender<Result<bool, String>>,
+}
+
+/// What somebody waits for, beside a sync.
+enum Awaited {
+    /// That this attachment is programmed.
+    Attachment(AttachmentKey),
+    /// That the kernel knows of it.
+    Detached,
+    /// That everything was listed.
+    Lists,
 }
 
 struct Runtime<K> {
@@ -142,6 +153,8 @@ struct Runtime<K> {
     outlets: Outlets,
     /// By who has found them.
     complaints: BTreeMap<&'static str, Vec<Complaint>>,
+    /// When to fall back on the objects of an earlier run.
+    fall_back: Option<Instant>,
 }
 
 /// Where the servers beside the owner read what they are to do.
@@ -201,6 +214,7 @@ pub fn start<K: Kernel + Send + 'static>(
         review: None,
         outlets,
         complaints: BTreeMap::new(),
+        fall_back: Some(Instant::now() + SILENCE),
     };
     let thread = std::thread::Builder::new()
         .name("owner".into())
@@ -213,6 +227,7 @@ impl<K: Kernel> Runtime<K> {
         self.rescan();
         let mut next_check = Instant::now() + CHECK;
         loop {
+            self.fall_back_if_due();
             self.sync_if_due();
             self.answer_waiters();
             if Instant::now() >= next_check {
@@ -227,6 +242,7 @@ impl<K: Kernel> Runtime<K> {
 
             let mut wake = next_check.min(self.sync_due().unwrap_or(next_check));
             wake = wake.min(self.review.unwrap_or(wake));
+            wake = wake.min(self.fall_back.unwrap_or(wake));
             wake = self
                 .waiters
                 .iter()
@@ -305,7 +321,7 @@ impl<K: Kernel> Runtime<K> {
                 let key = attachment.key.clone();
                 tracing::info!(attachment = %key, ips = ?attachment.ips, "attach");
                 self.owner.attach(*attachment);
-                self.wait_for(Some(key), deadline, reply);
+                self.wait_for(Awaited::Attachment(key), deadline, reply);
             }
             Call::Detach {
                 key,
@@ -315,14 +331,14 @@ impl<K: Kernel> Runtime<K> {
                 let known = self.owner.detach(&key);
                 tracing::info!(attachment = %key, known, "detach");
                 if known {
-                    self.wait_for(None, deadline, reply);
+                    self.wait_for(Awaited::Detached, deadline, reply);
                 } else {
                     answer(reply, Ok(true));
                 }
             }
             Call::Wait { deadline, reply } => {
                 self.rescan();
-                self.wait_for(None, deadline, reply);
+                self.wait_for(Awaited::Lists, deadline, reply);
             }
             Call::Status(reply) => {
                 let mut status = self.owner.status();
@@ -366,12 +382,12 @@ impl<K: Kernel> Runtime<K> {
 
     fn wait_for(
         &mut self,
-        attachment: Option<AttachmentKey>,
+        for_what: Awaited,
         deadline: Instant,
         reply: oneshot::Sender<Result<bool, String>>,
     ) {
         self.waiters.push(Waiter {
-            attachment,
+            for_what,
             deadline,
             reply,
         });
@@ -380,7 +396,7 @@ impl<K: Kernel> Runtime<K> {
 
     /// When the next sync is to be, if there is one to do.
     fn sync_due(&self) -> Option<Instant> {
-        if !self.owner.is_dirty() || !self.owner.has_listed_all() {
+        if !self.owner.is_dirty() || !self.owner.knows_state() {
             return None;
         }
         let now = Instant::now();
@@ -441,6 +457,25 @@ impl<K: Kernel> Runtime<K> {
         self.urgent = false;
     }
 
+    /// Enforces what an earlier run knew, where nobody has told anything newer.
+    fn fall_back_if_due(&mut self) {
+        if self.fall_back.is_none_or(|due| due > Instant::now()) {
+            return;
+        }
+        self.fall_back = None;
+        if self.owner.has_listed_all() {
+            return;
+        }
+        match self.owner.restore() {
+            Ok(true) => tracing::warn!(
+                error = %self.owner.not_listed(),
+                "enforcing the objects of an earlier run"
+            ),
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "the tables cannot be read"),
+        }
+    }
+
     fn review_if_due(&mut self) {
         if self.review.is_some_and(|due| due <= Instant::now()) {
             self.review = None;
@@ -465,26 +500,29 @@ impl<K: Kernel> Runtime<K> {
         let synced = self.owner.is_synced();
         let now = Instant::now();
         for waiter in std::mem::take(&mut self.waiters) {
-            let programmed = waiter
-                .attachment
-                .as_ref()
-                .is_none_or(|key| self.owner.is_programmed(key));
-            if synced && programmed {
+            let is_there = match &waiter.for_what {
+                Awaited::Attachment(key) => self.owner.is_programmed(key),
+                Awaited::Detached => true,
+                Awaited::Lists => self.owner.has_listed_all(),
+            };
+            let is_attachment = matches!(waiter.for_what, Awaited::Attachment(_));
+            if synced && is_there {
                 answer(waiter.reply, Ok(true));
             } else if waiter.deadline > now {
                 self.waiters.push(waiter);
-            } else if synced {
+            } else if synced && is_attachment {
                 answer(waiter.reply, Ok(false));
             } else {
-                answer(waiter.reply, Err(self.why_not_synced()));
+                let why = self.why_not_synced(&waiter.for_what);
+                answer(waiter.reply, Err(why));
             }
         }
     }
 
-    fn why_not_synced(&mut self) -> String {
-        if !self.owner.has_listed_all() {
-            let error = self.owner.sync().err().map(|error| error.to_string());
-            return error.unwrap_or_default();
+    fn why_not_synced(&self, for_what: &Awaited) -> String {
+        let needs_lists = matches!(for_what, Awaited::Lists);
+        if !self.owner.knows_state() || (needs_lists && !self.owner.has_listed_all()) {
+            return self.owner.not_listed().to_string();
         }
         let error = self.last_error.clone();
         error.unwrap_or_else(|| "the deadline passed before the sync was done".to_owned())

@@ -59,6 +59,8 @@ impl NetNs {
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command
+            // Nothing outside of a test's own folders, unless it says where.
+            .env("TRAMMEL_STATE_DIR", "off")
             .arg(format!("--net={}", self.path.display()))
             .arg("--")
             .arg(program);

@@ -90,6 +90,15 @@ impl<'n> Pod<'n> {
         self.expect_success("del")
     }
 
+    /// Removes its namespace, and with it its link, as a loss of power would: nobody runs
+    /// DEL.
+    pub fn forget(self) -> Result<()> {
+        self.attached.store(false, Ordering::Relaxed);
+        let port = self.port()?;
+        self.node.netns.ip(&format!("link del {port}"))?;
+        Ok(())
+    }
+
     /// The name of the node's end of its link.
     pub fn port(&self) -> Result<String> {
         inspect::host_interface(&self.result)

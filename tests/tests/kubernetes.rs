@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tests::agent;
 use tests::api_server::ApiServer;
-use tests::command::Background;
+use tests::command::{self, Background};
 use tests::inspect::{fingerprint, ruleset, tables};
 use tests::matrix::LIMIT;
 use tests::node::{NODE_NAME, Node};
@@ -26,6 +26,8 @@ const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 const SHORT: Duration = Duration::from_millis(400);
 /// Watches try again after 0.8 s, then after twice as long each time.
 const RETRIES: Duration = Duration::from_secs(20);
+/// An agent waits for the API server for ten seconds before it looks to the disk.
+const FALLBACK: Duration = Duration::from_secs(30);
 const PODS: [(&str, &str); 3] = [
     ("shop/web", "web"),
     ("shop/client", "client"),
@@ -136,6 +138,45 @@ impl<'n> Cluster<'n> {
         Ok(())
     }
 
+    /// Ends the agent and takes away what does not outlive a boot: pods, tables, `/run`.
+    fn power_off(&mut self) -> Result<()> {
+        self.agent.stop(Signal::SIGKILL, LIMIT)?;
+        self.servers.clear();
+        for pod in self.pods.drain(..) {
+            pod.forget()?;
+        }
+        for table in ["inet", "bridge"] {
+            let mut command = self.node.netns.command("nft");
+            command::run(command.args(["delete", "table", table, "trammel"]))?;
+        }
+        let run = self.node.socket();
+        let run = run.parent().context("a folder")?;
+        fs::remove_dir_all(run)?;
+        fs::create_dir(run)?;
+        Ok(())
+    }
+
+    /// Starts pods as a kubelet would: until it succeeds.
+    fn start_pods(&mut self, keys: &[&str]) -> Result<()> {
+        for key in keys {
+            let (pod, _) = eventually(FALLBACK, || Pod::add(self.node, key))?;
+            self.servers.push(Server::start(&pod.netns, key, &[80])?);
+            self.pods.push(pod);
+        }
+        Ok(())
+    }
+
+    /// Whether the client reaches that pod.
+    fn reaches(&self, key: &str) -> Result<bool> {
+        let mut answered = Vec::new();
+        for family in Family::ALL {
+            let target = self.pod(key).at(family, 80);
+            answered.push(self.ask(Protocol::Tcp, target, SHORT)?.is_answered());
+        }
+        ensure!(answered[0] == answered[1], "both families alike: {key}");
+        Ok(answered[0])
+    }
+
     fn rules(&self) -> Result<std::collections::BTreeMap<String, usize>> {
         Ok(fingerprint(&ruleset(&self.node.netns)?))
     }
@@ -155,6 +196,11 @@ fn kubeconfig(node: &Node) -> PathBuf {
     node.dir().join("kubeconfig")
 }
 
+/// Where the agent writes objects down.
+fn state_dir(node: &Node) -> PathBuf {
+    node.dir().join("state")
+}
+
 fn log(node: &Node) -> PathBuf {
     node.dir().join("agent.log")
 }
@@ -166,7 +212,9 @@ fn spawn(node: &Node) -> Result<Background> {
         .args(["run", "--node-name", NODE_NAME, "--kubeconfig"])
         .arg(kubeconfig(node))
         .arg("--socket")
-        .arg(node.socket());
+        .arg(node.socket())
+        .arg("--state-dir")
+        .arg(state_dir(node));
     let mut process = Background::spawn(&command, &log(node))?;
     eventually(LIMIT, || {
         let status = process.status()?;
@@ -372,5 +420,109 @@ fn an_agent_that_never_reached_the_api_writes_no_table() -> Result<()> {
     let output = agent::verb(&node, &["wait", "--timeout", "20s"])?;
     assert!(output.status.success(), "{}", output.stderr);
     assert_eq!(tables(&node.netns)?.len(), 2);
+    Ok(())
+}
+
+/// netpol.md 64: a node that boots without the API server enforces what it knew, is closed to
+/// what it did not, and takes all that is new at once.
+#[test]
+fn a_boot_without_the_api_server_enforces_the_last_known_state() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let mut cluster = Cluster::start(&node)?;
+    eventually(RETRIES, || {
+        let text = fs::read_to_string(state_dir(&node).join("objects"))?;
+        ensure!(text.contains("NetworkPolicy closed/deny-all"), "{text}");
+        Ok(())
+    })?;
+    cluster.power_off()?;
+    cluster.api.go_away();
+    cluster.agent = spawn(&node)?;
+    let refused = Pod::add(&node, "shop/client").expect_err("nothing is known yet");
+    assert!(
+        format!("{refused:#}").contains("waiting for the first list of"),
+        "{refused:#}"
+    );
+    cluster.start_pods(&["shop/client", "shop/web", "closed/web", "shop/late"])?;
+    assert!(cluster.reaches("shop/web")?);
+    assert!(!cluster.reaches("closed/web")?, "a policy that was known");
+    assert!(
+        !cluster.reaches("shop/late")?,
+        "a pod that nobody has described"
+    );
+    let status = agent::verb(&node, &["status"])?.stdout;
+    assert!(
+        status.contains("are enforced, waiting for the first list of"),
+        "{status}"
+    );
+    let services = agent::verb(&node, &["services", "-o", "json"])?.stdout;
+    assert!(services.contains("10.96.0.10"), "{services}");
+    cluster
+        .wait("100ms")
+        .expect_err("what is there now was not seen");
+
+    // Yesterday's policies are never enforced on today's pods.
+    cluster.api.delete(&deny_all("closed"))?;
+    cluster
+        .api
+        .put(&objects::pod("shop/late", &json!({"app": "late"}), &[80]))?;
+    cluster.api.put(&objects::policy(
+        "shop/late",
+        &json!({"podSelector": {"matchLabels": {"app": "late"}}}),
+    ))?;
+    cluster.api.set_failing("NetworkPolicy", true);
+    cluster.api.come_back();
+    eventually(RETRIES, || {
+        let error = cluster
+            .wait("100ms")
+            .expect_err("not all is listed")
+            .to_string();
+        ensure!(
+            error.trim_end().ends_with("first list of NetworkPolicy"),
+            "{error}"
+        );
+        Ok(())
+    })?;
+    assert!(!cluster.reaches("shop/late")? && !cluster.reaches("closed/web")?);
+    cluster.api.set_failing("NetworkPolicy", false);
+    cluster.wait("20s")?;
+    assert!(cluster.reaches("closed/web")? && !cluster.reaches("shop/late")?);
+    let status = agent::verb(&node, &["status"])?.stdout;
+    assert!(!status.contains("are enforced"), "{status}");
+    Ok(())
+}
+
+/// netpol.md 64: a file that is not what it was is worth nothing.
+#[test]
+fn a_damaged_state_on_disk_leaves_pods_closed_and_says_so() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let mut cluster = Cluster::start(&node)?;
+    let path = state_dir(&node).join("objects");
+    let (text, _) = eventually(RETRIES, || Ok(fs::read_to_string(&path)?))?;
+    cluster.power_off()?;
+    cluster.api.go_away();
+    fs::write(
+        &path,
+        text.replacen("+ NetworkPolicy", "? NetworkPolicy", 1),
+    )?;
+    cluster.agent = spawn(&node)?;
+    eventually(LIMIT, || {
+        let log = fs::read_to_string(log(&node))?;
+        for text in [
+            "no use can be made of the objects of an earlier run",
+            "it is no line of a journal",
+        ] {
+            ensure!(log.contains(text), "{log}");
+        }
+        Ok(())
+    })?;
+    std::thread::sleep(Duration::from_secs(11));
+    Pod::add(&node, "shop/client").expect_err("nothing is known");
+    assert_eq!(tables(&node.netns)?, Vec::<String>::new());
+    cluster.api.come_back();
+    cluster.wait("20s")?;
+    cluster.start_pods(&["shop/client", "shop/web", "closed/web"])?;
+    assert!(cluster.reaches("shop/web")? && !cluster.reaches("closed/web")?);
     Ok(())
 }

@@ -9,11 +9,13 @@
 use std::cmp::Ordering;
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::policy::{Peers, Ports, Rule};
 use super::{LabelSelector, Namespace, Pod};
 
 /// A ClusterNetworkPolicy.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ClusterNetworkPolicy {
     /// Name; the object is in no namespace.
     pub name: String,
@@ -34,7 +36,7 @@ pub struct ClusterNetworkPolicy {
 }
 
 /// Before or after the NetworkPolicies, in the order in which they are asked.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub enum Tier {
     /// Before them: what it accepts or denies is final.
     Admin,
@@ -44,7 +46,7 @@ pub enum Tier {
 
 /// Pods by the labels of their namespace and their own. Pods on the host network are
 /// never among them.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct PodSelection {
     /// `namespaceSelector`, or `namespaces` alone.
     pub namespaces: LabelSelector,
@@ -53,7 +55,7 @@ pub struct PodSelection {
 }
 
 /// One entry of `spec.ingress` or `spec.egress`.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ClusterRule {
     /// `name`, for people; may be empty.
     pub name: String,
@@ -64,7 +66,7 @@ pub struct ClusterRule {
 }
 
 /// `action` of a rule.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub enum Action {
     /// Allowed in this direction, whatever comes after.
     Accept,

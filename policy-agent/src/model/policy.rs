@@ -7,11 +7,12 @@
 
 use ipnet::IpNet;
 use proxy::model::{ObjectKey, Protocol};
+use serde::{Deserialize, Serialize};
 
 use super::LabelSelector;
 
 /// A NetworkPolicy.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct NetworkPolicy {
     /// Namespace and name.
     pub key: ObjectKey,
@@ -38,7 +39,7 @@ pub const AUDIT: &str = "trammel.io/audit";
 
 /// One entry of `spec.ingress` or `spec.egress`: any of the peers on any of the ports.
 /// A rule of a ClusterNetworkPolicy matches by the same parts.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Rule {
     /// `from` or `to`.
     pub peers: Peers,
@@ -47,7 +48,7 @@ pub struct Rule {
 }
 
 /// `from` or `to` of a rule.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Peers {
     /// Absent or empty: everybody.
     Any,
@@ -57,7 +58,7 @@ pub enum Peers {
 }
 
 /// One entry of `from` or `to`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum Peer {
     /// Pods: `podSelector` and `namespaceSelector`.
     Pods {
@@ -79,7 +80,7 @@ pub enum Peer {
 }
 
 /// `ports` of a rule.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Ports {
     /// Absent or empty: every port of every protocol, and protocols without ports.
     Any,
@@ -88,7 +89,7 @@ pub enum Ports {
 }
 
 /// One entry of `ports`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum PortMatch {
     /// Every port of the protocol.
     All(Protocol),

@@ -13,6 +13,8 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::Labels;
 
 /// Longest name part of a label key and longest label value, in bytes.
@@ -22,20 +24,20 @@ const MAX_NAME: usize = 63;
 const MAX_PREFIX: usize = 253;
 
 /// A conjunction of requirements on labels.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct LabelSelector {
     requirements: BTreeSet<Requirement>,
 }
 
 /// One condition on one label key.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct Requirement {
     key: String,
     condition: Condition,
 }
 
 /// What a requirement asks of the value.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 enum Condition {
     /// The key is there and its value is one of these.
     In(BTreeSet<String>),

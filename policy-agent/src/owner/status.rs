@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::UNIX_EPOCH;
 
 use dataplane::kernel::Kernel;
+use k8s_openapi::jiff::Timestamp;
 use proxy::ServiceStatus;
 use proxy::model::ObjectKey;
 use serde::{Deserialize, Serialize};
@@ -153,13 +154,22 @@ impl<K: Kernel> Owner<K> {
                 ips: attachment.ips.clone(),
                 programmed: self.is_programmed(&attachment.key),
             });
+        let mut problems = self.problems();
+        problems.extend(self.enforces_as_of().map(|as_of| Problem {
+            object: "Node".into(),
+            reason: format!(
+                "the objects of {} are enforced, {}: see to it that the API server can be reached",
+                Timestamp::try_from(as_of).unwrap_or_default(),
+                self.not_listed()
+            ),
+        }));
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             summary: self.summary(),
             attachments: attachments.collect(),
             ports_isolated: self.ports_isolated,
             network: self.network.status().cloned(),
-            problems: self.problems(),
+            problems,
         }
     }
 

@@ -13,6 +13,7 @@ mod objects;
 mod ports;
 mod random;
 mod refusals;
+mod restore;
 
 use crate::event::{Event, Kind};
 use harness::{Node, World};
