@@ -1,5 +1,7 @@
 //! The agent's socket: JSON lines from the plugin and from the command line.
 
+mod follow;
+
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
@@ -15,6 +17,7 @@ use tokio::sync::oneshot;
 use crate::health::Health;
 use crate::plan::Proposal;
 use crate::runtime::{Call, Mail};
+use crate::verdict_log::{Feed, Selection};
 use crate::{explain, inspect};
 
 /// A request is a line of at most this many bytes.
@@ -54,6 +57,14 @@ pub enum Query {
     },
     /// What manifests would change.
     Plan(Proposal),
+    /// Denied packets; answered by any number of lines, see [`News`](crate::verdict_log::News).
+    Log {
+        /// Which of them.
+        #[serde(flatten)]
+        selection: Selection,
+        /// Those to come, too.
+        follow: bool,
+    },
 }
 
 /// What the command line is answered.
@@ -87,6 +98,7 @@ pub enum SocketError {
 /// nobody answers on means "an agent is to come", no socket means "there never was one".
 pub struct Socket {
     listener: UnixListener,
+    feed: Feed,
 }
 
 impl Socket {
@@ -111,7 +123,16 @@ impl Socket {
         }
         let listener = UnixListener::bind(path).map_err(io)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(io)?;
-        Ok(Self { listener })
+        Ok(Self {
+            listener,
+            feed: Feed::new(false),
+        })
+    }
+
+    /// Serves the log of this feed, too.
+    #[must_use]
+    pub fn with_feed(self, feed: Feed) -> Self {
+        Self { feed, ..self }
     }
 
     /// Serves until the future is dropped.
@@ -121,7 +142,8 @@ impl Socket {
             tokio::select! {
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, _)) => {
-                        connections.spawn(serve(stream, owner.clone(), health.clone()));
+                        let (owner, health) = (owner.clone(), health.clone());
+                        connections.spawn(serve(stream, owner, health, self.feed.clone()));
                     }
                     Err(error) => {
                         // Out of file descriptors, most likely: let others end.
@@ -135,7 +157,7 @@ impl Socket {
     }
 }
 
-async fn serve(stream: UnixStream, owner: Sender<Mail>, health: Health) {
+async fn serve(stream: UnixStream, owner: Sender<Mail>, health: Health, feed: Feed) {
     let (read, mut write) = stream.into_split();
     let mut reader = BufReader::new(read);
     let mut line = Vec::new();
@@ -146,6 +168,16 @@ async fn serve(stream: UnixStream, owner: Sender<Mail>, health: Health) {
             .read_until(b'\n', &mut line)
             .await;
         if !matches!(read, Ok(1..)) {
+            return;
+        }
+        if let Ok(Query::Log {
+            selection,
+            follow: follows,
+        }) = serde_json::from_slice(&line)
+        {
+            let told = follow::follow(&feed, &selection, follows, &mut reader, &mut write);
+            // Nothing more can be told to somebody who is gone.
+            drop(told.await);
             return;
         }
         let mut answer = respond(&line, &owner, &health).await.to_string();
@@ -228,6 +260,7 @@ async fn command(query: Query, owner: &Sender<Mail>) -> Answer {
         Query::Matrix { namespace } => inspect::connectivity(namespace, owner).await,
         Query::Lint { namespace } => inspect::findings(namespace, owner).await,
         Query::Plan(proposal) => inspect::proposal(proposal, owner).await,
+        Query::Log { .. } => Err("the log is followed on a connection of its own".into()),
         Query::Verify => {
             let differences = ask(owner, Call::Verify).await.flatten();
             differences.map(|lines| to_value(&lines))

@@ -37,7 +37,7 @@ use crate::runtime::{self, Mail, Outlets, Periods};
 use crate::source::kubernetes::{self, Access, Watches};
 use crate::source::manifests::ManifestDir;
 use crate::source::manifests::watch::{ManifestWatch, POLL_INTERVAL};
-use crate::verdict_log::{self, Target, VerdictLog};
+use crate::verdict_log::{self, Feed, Target, VerdictLog};
 use crate::{conntrack, events, foreign, health_check, http, loopback, network};
 
 /// Events between the watches and the owner; more than that delays the watches.
@@ -87,6 +87,8 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
     runtime.block_on(async {
         let socket = Socket::bind(&arguments.socket)?;
         let packets = listen(&arguments.verdict_log);
+        let feed = Feed::new(packets.is_some());
+        let socket = socket.with_feed(feed.clone());
         owner.set_denials(Denials {
             log: packets.is_some(),
         });
@@ -116,7 +118,7 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
         let (mail, thread) = runtime::start(owner, manifests, health.clone(), periods, outlets)
             .context("cannot start the owner's thread")?;
         let target = &arguments.verdict_log;
-        let verdict_log = VerdictLog::start(packets, target, mail.clone(), health.clone())
+        let verdict_log = VerdictLog::start(packets, target, mail.clone(), health.clone(), feed)
             .context("cannot start the verdict log's thread")?;
         let reaper = Reaper::start(&arguments.socket, arguments.reap_interval)
             .context("cannot start the reaper's thread")?;

@@ -88,6 +88,21 @@ pub enum Command {
         #[allow(missing_docs, reason = "clap would show it as help")]
         client: Client,
     },
+    /// The last packets that policy has denied, of a running agent.
+    Log {
+        /// Those to come, too.
+        #[arg(long, short)]
+        follow: bool,
+        /// Of this pod only, at either end.
+        #[arg(long, value_name = "NAMESPACE/NAME", value_parser = pod_key)]
+        pod: Option<String>,
+        /// Of pods of this namespace only, at either end.
+        #[arg(long, short)]
+        namespace: Option<String>,
+        #[command(flatten)]
+        #[allow(missing_docs, reason = "clap would show it as help")]
+        client: Client,
+    },
     /// Whether this node can carry the agent, and whether the one that runs is well: kernel,
     /// sysctls, rules of others, network configurations, API server. Exit status 1 where
     /// there is an error among the findings.
@@ -284,6 +299,13 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         unit => Err(format!(
             "unit {unit:?} of {text:?} is unknown: use ms, s, m or h"
         )),
+    }
+}
+
+fn pod_key(text: &str) -> Result<String, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => Ok(text.to_owned()),
+        _ => Err("write NAMESPACE/NAME".to_owned()),
     }
 }
 

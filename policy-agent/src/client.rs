@@ -1,5 +1,7 @@
 //! The verbs that ask a running agent.
 
+mod log;
+
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -20,6 +22,8 @@ use crate::matrix::Matrix;
 use crate::network::NetworkStatus;
 use crate::owner::{PolicyStatus, Status, TierStatus};
 use crate::plan::{Plan, Proposal};
+
+pub use log::log;
 
 /// An agent that holds the socket answers within this time, unless it is told to wait.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -264,20 +268,8 @@ fn print(client: &Client, value: &impl Serialize, text: impl FnOnce()) -> anyhow
 }
 
 fn ask<T: DeserializeOwned>(socket: &Path, query: &Query, timeout: Duration) -> anyhow::Result<T> {
-    let mut stream = UnixStream::connect(socket).with_context(|| {
-        format!(
-            "no agent answers on {}: is it running, and is this its --socket?",
-            socket.display()
-        )
-    })?;
-    stream.set_read_timeout(Some(timeout))?;
-    let mut line = serde_json::to_string(query)?;
-    line.push('\n');
-    stream
-        .write_all(line.as_bytes())
-        .context("cannot ask the agent")?;
     let mut answer = String::new();
-    BufReader::new(stream)
+    connect(socket, query, Some(timeout))?
         .read_line(&mut answer)
         .context("the agent does not answer")?;
     let answer: Answer = serde_json::from_str(&answer).context("the agent's answer is no JSON")?;
@@ -285,6 +277,27 @@ fn ask<T: DeserializeOwned>(socket: &Path, query: &Query, timeout: Duration) -> 
         bail!(error);
     }
     Ok(serde_json::from_value(answer.result.unwrap_or_default())?)
+}
+
+/// Asks, and returns what the answers can be read from; each may take so long.
+fn connect(
+    socket: &Path,
+    query: &Query,
+    timeout: Option<Duration>,
+) -> anyhow::Result<BufReader<UnixStream>> {
+    let mut stream = UnixStream::connect(socket).with_context(|| {
+        format!(
+            "no agent answers on {}: is it running, and is this its --socket?",
+            socket.display()
+        )
+    })?;
+    stream.set_read_timeout(timeout)?;
+    let mut line = serde_json::to_string(query)?;
+    line.push('\n');
+    stream
+        .write_all(line.as_bytes())
+        .context("cannot ask the agent")?;
+    Ok(BufReader::new(stream))
 }
 
 #[cfg(test)]

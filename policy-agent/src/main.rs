@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use policy_agent::args::{Arguments, Command};
 use policy_agent::config::{Config, LogFormat};
+use policy_agent::verdict_log::Selection;
 use policy_agent::{agent, check, cleanup, client, install};
 use tracing_subscriber::EnvFilter;
 
@@ -44,6 +45,12 @@ fn run() -> anyhow::Result<ExitCode> {
             delete,
             client,
         } => client::plan(&client, &file, delete),
+        Command::Log {
+            follow,
+            pod,
+            namespace,
+            client,
+        } => client::log(&client, Selection { pod, namespace }, follow),
         Command::Check(arguments) => check::run(&arguments),
         Command::Install(arguments) => install::run(&arguments),
         Command::Cleanup(arguments) if arguments.kube_proxy => {

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  rule of a chain that denies ──NFLOG──► this thread ──► file, stdout or stderr
-//!    (10 a second each)          (bounded)   │ 1,000 a second
+//!    (10 a second each)          (bounded)   │ 1,000 a second   and `trammel-agent log`
 //!                                            └► Snapshot of the owner: whose address is it?
 //! ```
 //!
@@ -13,6 +13,7 @@
 mod budget;
 mod counters;
 mod directory;
+mod feed;
 mod packet;
 mod record;
 mod sink;
@@ -33,10 +34,11 @@ use crate::verdict_log::budget::Budget;
 use crate::verdict_log::counters::Counters;
 use crate::verdict_log::directory::Directory;
 use crate::verdict_log::packet::Headers;
-use crate::verdict_log::record::Record;
 use crate::verdict_log::sink::Sink;
 
 pub use crate::verdict_log::counters::DeniedBy;
+pub use crate::verdict_log::feed::{Feed, News, Selection, Told};
+pub use crate::verdict_log::record::Record;
 pub use crate::verdict_log::sink::Target;
 
 /// How long the thread waits for packets before it looks whether it is to end.
@@ -105,6 +107,7 @@ impl VerdictLog {
         target: &Target,
         owner: Sender<Mail>,
         health: Health,
+        feed: Feed,
     ) -> anyhow::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let writer = Writer {
@@ -116,6 +119,7 @@ impl VerdictLog {
             budget: Budget::new(RATE, BURST),
             numbers: LogNumbers::default(),
             health,
+            feed,
             stop: Arc::clone(&stop),
         };
         let thread = std::thread::Builder::new()
@@ -143,6 +147,7 @@ struct Writer {
     budget: Budget,
     numbers: LogNumbers,
     health: Health,
+    feed: Feed,
     stop: Arc<AtomicBool>,
 }
 
@@ -182,6 +187,7 @@ impl Writer {
             let Some(record) = self.record(packet) else {
                 continue;
             };
+            self.feed.tell(&record);
             match self.sink.write(&record) {
                 Ok(()) => self.numbers.written += 1,
                 Err(error) => {

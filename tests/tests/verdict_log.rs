@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
+use tests::command::Background;
 use tests::inspect;
 use tests::matrix::{self, Cell, Expect};
 use tests::node::{NODE_NAME, Node, OUTSIDE_IPS};
 use tests::objects::{self, deny_all, policy};
 use tests::pod::Family;
+use tests::programs;
 use tests::require_root;
 use tests::scene::{NODE, OUTSIDE, Scene};
 use tests::traffic::{Outcome, Protocol, send_from};
@@ -329,5 +331,77 @@ fn a_log_that_is_off_leaves_no_log_rule() -> Result<()> {
             .ask_for("lab/probe", Protocol::Tcp, denied, SHORT)?
             .is_answered()
     );
+    Ok(())
+}
+
+/// A socket instead of a file: the last records, those to come, and of whom.
+#[test]
+fn the_log_of_a_running_agent_can_be_followed_and_selected() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let (scene, path) = start(&node, &[deny_all("shop")], &[])?;
+    let web = scene.pod("shop/web").at(Family::V4, 80);
+    scene.ask_for("lab/probe", Protocol::Tcp, web, SHORT)?;
+    record_of(&path, web, "TCP")?;
+    let logged = |arguments: &[&str]| -> Result<Vec<Value>> {
+        let arguments = [&["log", "-o", "json"], arguments].concat();
+        let text = scene.agent.verb(&arguments)?;
+        let records = text.lines().map(serde_json::from_str);
+        Ok(records.collect::<Result<_, _>>()?)
+    };
+    let is_of_web = |record: &Value| record["destination"]["address"] == web.ip().to_string();
+    for (arguments, is_there) in [
+        (&[][..], true),
+        (&["--pod", "lab/probe"], true),
+        (&["--pod", "shop/web", "--namespace", "lab"], true),
+        (&["--pod", "shop/front"], false),
+        (&["--namespace", "none"], false),
+    ] {
+        let found = logged(arguments)?.iter().any(is_of_web);
+        assert_eq!(found, is_there, "{arguments:?}");
+    }
+    let text = scene.agent.verb(&["log", "--pod", "lab/probe"])?;
+    assert!(
+        text.contains("-> shop/web") && text.contains("not allowed by shop/deny-all"),
+        "{text}"
+    );
+
+    let followed = node.dir().join("followed.json");
+    let mut command = node.netns.command(programs::agent());
+    command
+        .args([
+            "log",
+            "--follow",
+            "--pod",
+            "shop/front",
+            "-o",
+            "json",
+            "--socket",
+        ])
+        .arg(node.socket());
+    let _follower = Background::spawn(&command, &followed)?;
+    let front = scene.pod("shop/front").at(Family::V4, 81);
+    eventually(SOON, || {
+        scene.ask_for("lab/probe", Protocol::Tcp, front, Duration::from_millis(50))?;
+        let records = records(&followed)?;
+        let of_front = |record: &Value| record["destination"]["pod"] == "shop/front";
+        ensure!(!records.is_empty(), "nothing yet");
+        ensure!(records.iter().all(of_front), "{records:#?}");
+        Ok(())
+    })?;
+    let bad = tests::agent::verb(&node, &["log", "--pod", "front"])?;
+    assert!(bad.stderr.contains("NAMESPACE/NAME"), "{}", bad.stderr);
+    Ok(())
+}
+
+#[test]
+fn an_agent_without_a_log_says_so() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let scene = Scene::start_with(&node, &pods(), &[], &["--verdict-log", "off"])?;
+    let answer = tests::agent::verb(&node, &["log", "--follow"])?;
+    assert!(!answer.status.success());
+    assert!(answer.stderr.contains("--verdict-log"), "{}", answer.stderr);
+    drop(scene);
     Ok(())
 }

@@ -1,11 +1,12 @@
 //! One denied packet as a JSON object.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::SystemTime;
 
 use dataplane::layout::denials::Origin;
 use k8s_openapi::jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::index::Owner;
 use crate::model::Labels;
@@ -13,15 +14,15 @@ use crate::verdict_log::directory::Directory;
 use crate::verdict_log::packet::Headers;
 
 /// A line of the log. Fields that do not apply are left out.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Record {
+pub struct Record {
     /// When the packet was seen, RFC 3339.
     time: String,
     /// What became of it.
     verdict: Verdict,
     /// Which side's policies denied it.
-    direction: &'static str,
+    direction: String,
     /// Why.
     reason: Reason,
     /// The policies: all that isolate the pod in this direction, `namespace/name`; or those
@@ -30,21 +31,21 @@ pub(super) struct Record {
     /// Name of the protocol, or its number.
     protocol: String,
     /// `SYN`, `ACK`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     tcp_flags: Option<String>,
     /// Type and code.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     icmp: Option<(u8, u8)>,
     /// Who sent it.
     source: End,
     /// To whom, after translation.
     destination: End,
     /// What the sender addressed, where that was translated.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     frontend: Option<Frontend>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 enum Verdict {
     /// It is gone.
@@ -53,7 +54,7 @@ enum Verdict {
     WouldBeDenied,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 enum Reason {
     /// No rule of the policies that isolate the pod allows it.
@@ -67,27 +68,27 @@ enum Reason {
     UnknownAddress,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct End {
     address: IpAddr,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     port: Option<u16>,
     /// `namespace/name`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pod: Option<String>,
-    #[serde(skip_serializing_if = "Labels::is_empty")]
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
     labels: Labels,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     node: Option<String>,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 struct Frontend {
     address: IpAddr,
     port: u16,
     /// `namespace/name`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     service: Option<String>,
 }
 
@@ -112,7 +113,7 @@ impl Record {
                 .map(|time| time.to_string())
                 .unwrap_or_default(),
             verdict,
-            direction: origin.direction().name(),
+            direction: origin.direction().name().to_owned(),
             reason,
             policies: policies.unwrap_or_default(),
             protocol: headers.protocol_name(),
@@ -125,6 +126,69 @@ impl Record {
                 port: frontend.port(),
                 service: directory.service(frontend),
             }),
+        }
+    }
+}
+
+impl Record {
+    /// The pods at its ends.
+    pub(super) fn pods(&self) -> [Option<&str>; 2] {
+        [self.source.pod.as_deref(), self.destination.pod.as_deref()]
+    }
+}
+
+/// `TIME denied egress TCP SYN shop/web 10.88.0.2:40232 -> lab/probe 10.88.0.3:80: not allowed
+/// by shop/deny`
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = match self.verdict {
+            Verdict::Denied => "denied",
+            Verdict::WouldBeDenied => "would be denied",
+        };
+        write!(
+            f,
+            "{} {verdict} {} {}",
+            self.time, self.direction, self.protocol
+        )?;
+        if let Some(flags) = &self.tcp_flags {
+            write!(f, " {flags}")?;
+        }
+        if let Some((kind, code)) = self.icmp {
+            write!(f, " {kind}/{code}")?;
+        }
+        write!(f, " {} -> {}", self.source, self.destination)?;
+        if let Some(Frontend {
+            address,
+            port,
+            service,
+        }) = &self.frontend
+        {
+            let service = service.as_deref().unwrap_or("a Service");
+            write!(
+                f,
+                ", sent to {service} {}",
+                SocketAddr::new(*address, *port)
+            )?;
+        }
+        f.write_str(match self.reason {
+            Reason::NotAllowed => ": not allowed by ",
+            Reason::ClusterPolicy => ": denied by ",
+            Reason::Audit => ": on audit, not allowed by ",
+            Reason::UnknownAddress => ": nothing is known of the pod",
+        })?;
+        f.write_str(&self.policies.join(", "))
+    }
+}
+
+/// `shop/web 10.88.0.2:80`
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(pod) = &self.pod {
+            write!(f, "{pod} ")?;
+        }
+        match self.port {
+            Some(port) => SocketAddr::new(self.address, port).fmt(f),
+            None => self.address.fmt(f),
         }
     }
 }
@@ -161,5 +225,62 @@ impl End {
             }
         }
         end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_reads_as_a_sentence_and_comes_back_from_json() {
+        let end = |address: &str, port, pod: Option<&str>| End {
+            address: address.parse().expect("an address"),
+            port,
+            pod: pod.map(str::to_owned),
+            labels: Labels::new(),
+            node: None,
+        };
+        let mut record = Record {
+            time: "2026-11-21T13:26:57Z".into(),
+            verdict: Verdict::Denied,
+            direction: "ingress".into(),
+            reason: Reason::NotAllowed,
+            policies: vec!["shop/deny".into(), "shop/web".into()],
+            protocol: "TCP".into(),
+            tcp_flags: Some("SYN".into()),
+            icmp: None,
+            source: end("10.88.0.4", Some(49_456), Some("lab/probe")),
+            destination: end("10.88.0.2", Some(80), Some("shop/web")),
+            frontend: Some(Frontend {
+                address: "10.96.0.10".parse().expect("an address"),
+                port: 8000,
+                service: Some("shop/web".into()),
+            }),
+        };
+        assert_eq!(
+            record.to_string(),
+            "2026-11-21T13:26:57Z denied ingress TCP SYN lab/probe 10.88.0.4:49456 -> shop/web \
+             10.88.0.2:80, sent to shop/web 10.96.0.10:8000: not allowed by shop/deny, shop/web"
+        );
+        let json = serde_json::to_string(&record).expect("JSON");
+        assert_eq!(
+            serde_json::from_str::<Record>(&json).expect("a record"),
+            record
+        );
+
+        record.reason = Reason::UnknownAddress;
+        record.policies.clear();
+        record.tcp_flags = None;
+        record.frontend = None;
+        record.protocol = "ICMPv6".into();
+        record.icmp = Some((128, 0));
+        record.source = end("fd88::9", None, None);
+        record.destination = end("fd88::2", None, Some("shop/web"));
+        assert_eq!(
+            record.to_string(),
+            "2026-11-21T13:26:57Z denied ingress ICMPv6 128/0 fd88::9 -> shop/web fd88::2: nothing \
+             is known of the pod"
+        );
     }
 }
