@@ -12,6 +12,7 @@
 
 mod affinity;
 mod commit;
+mod complaints;
 mod endpoints;
 mod flows;
 mod nat;

@@ -1,4 +1,5 @@
-//! Services on a Kubernetes API: what is wrong with them as Events, and ranges of cluster IPs.
+//! Services and policies on a Kubernetes API: what is wrong with them as Events, and ranges of
+//! cluster IPs.
 
 use std::fs;
 use std::time::Duration;
@@ -125,6 +126,55 @@ fn the_loser_of_a_contested_address_gets_an_event_and_a_bad_object_too() -> Resu
         ensure!(!status.contains("shop/younger"), "{status}");
         Ok(())
     })?;
+    Ok(())
+}
+
+/// What is wrong with a policy is told as an Event of it, whatever is wrong.
+#[test]
+fn policies_that_are_not_carried_out_as_written_get_events() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let ingress = |from: Value| json!({"podSelector": {}, "ingress": [{"from": [from]}]});
+    let domain = json!({"tier": "Admin", "priority": 1, "subject": {"namespaces": {}},
+        "egress": [{"action": "Accept", "to": [{"domainNames": ["example.com"]}]}]});
+    let cluster = Cluster::start(
+        &node,
+        &[
+            objects::namespace("shop", &json!({})),
+            objects::policy(
+                "shop/bad",
+                &ingress(json!({"ipBlock": {"cidr": "10.0.0.0/40"}})),
+            ),
+            objects::policy(
+                "shop/host",
+                &ingress(json!({"ipBlock": {"cidr": "10.1.2.3/8"}})),
+            ),
+            objects::policy("shop/fine", &ingress(json!({"podSelector": {}}))),
+            objects::cluster_policy("domain", &domain),
+        ],
+    )?;
+    for (name, kind, reason, text) in [
+        ("bad", "NetworkPolicy", "PolicyPartlyIgnored", "10.0.0.0/40"),
+        (
+            "host",
+            "NetworkPolicy",
+            "PolicyProbablyMistaken",
+            "10.1.2.3/8",
+        ),
+        (
+            "domain",
+            "ClusterNetworkPolicy",
+            "PolicyFailsClosed",
+            "domainNames",
+        ),
+    ] {
+        let event = cluster.event(name)?;
+        assert_eq!(event["regarding"]["kind"], kind, "{event:#}");
+        assert_eq!(event["reason"], reason, "{event:#}");
+        let note = event["note"].as_str().unwrap_or_default();
+        assert!(note.contains(text), "{note}");
+    }
+    assert_eq!(cluster.events("fine"), Vec::<Value>::new());
     Ok(())
 }
 

@@ -14,7 +14,6 @@ use super::news::Served;
 use crate::addresses::HostAddresses;
 use crate::complaint::Complaint;
 use crate::config::services::{NodePortAddress, ServiceConfig};
-use crate::event::Kind;
 
 /// The Services in numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -219,16 +218,7 @@ impl<K: Kernel> Owner<K> {
                 message: reason.clone(),
             });
         }
-        for policy in self.index.policies.values() {
-            for problem in &policy.problems {
-                complaints.push(Complaint {
-                    about: Some((Kind::NetworkPolicy, policy.key.clone())),
-                    uid: None,
-                    reason: "PolicyPartlyIgnored",
-                    message: problem.clone(),
-                });
-            }
-        }
+        complaints.extend(self.policy_complaints());
         self.service_progress.contested = contested;
         self.service_progress.no_local_endpoints = no_local;
         complaints

@@ -12,6 +12,7 @@ use dataplane::transaction::Operation;
 use super::harness::{Node, World};
 use super::objects::{allow, attachment, deny, ip, namespace, pod, service, slice};
 use super::world;
+use crate::complaint::Complaint;
 
 /// Refuses additions of that key to that set.
 fn refuse(node: &mut Node, set: &'static Name, refused: Key) {
@@ -37,6 +38,7 @@ fn two_services() -> World {
     world
 }
 
+/// netpol.md 69.
 #[test]
 fn a_refused_element_is_named_and_the_rest_goes_through() {
     let mut node = Node::new();
@@ -112,6 +114,7 @@ fn a_refused_change_leaves_the_element_as_it_was() {
     assert_eq!(node.served("10.96.0.10", 80).len(), 4);
 }
 
+/// netpol.md 69.
 #[test]
 fn a_refused_policy_group_is_closed() {
     let mut node = Node::new();
@@ -141,9 +144,20 @@ fn a_refused_policy_group_is_closed() {
     for problem in &problems {
         assert!(problem.starts_with("ingress-"), "{problems:?}");
     }
+    let told = |node: &mut Node| -> Vec<String> {
+        let complaints = node.owner.review().into_iter();
+        let of_policies = complaints.filter(|complaint| complaint.reason == "PolicyNotProgrammed");
+        let name =
+            |complaint: Complaint| complaint.about.map(|(kind, key)| format!("{kind} {key}"));
+        of_policies.filter_map(name).collect()
+    };
+    let mut policies = told(&mut node);
+    policies.sort();
+    assert_eq!(policies, ["NetworkPolicy x/client", "NetworkPolicy x/deny"]);
 
     node.kernel().refuses = None;
     node.apply(namespace("unrelated"));
+    assert_eq!(told(&mut node), Vec::<String>::new());
     assert!(node.passes("10.88.0.3", "10.88.0.2", 80));
     assert_eq!(node.problems(), Vec::<String>::new());
 }

@@ -95,6 +95,7 @@ fn a_node_has_its_ip_addresses_and_pod_ranges() {
     assert_eq!(node.zone(), Some("z1"));
 }
 
+/// netpol.md 14.
 #[test]
 fn a_pod_has_the_named_ports_of_containers_and_native_sidecars() {
     let pod = pod(json!({
