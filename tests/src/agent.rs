@@ -134,6 +134,11 @@ impl<'n> Agent<'n> {
         Ok(())
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
     /// The file that the agent logs to.
     pub fn log_path(&self) -> &Path {
         &self.log

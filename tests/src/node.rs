@@ -11,6 +11,7 @@ use crate::inspect;
 use crate::manifests::Manifests;
 use crate::name;
 use crate::netns::NetNs;
+use crate::pod::Family;
 
 /// IPv4 range of a node's pods. The first address is the gateway.
 pub const PODS_V4: &str = "10.88.0.0/24";
@@ -29,6 +30,35 @@ pub const OUTSIDE_IPS: [&str; 2] = ["192.0.2.1", "2001:db8:77::1"];
 /// What the node is called in manifests and on the agent's command line.
 pub const NODE_NAME: &str = "n1";
 
+/// Where a node is.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    name: &'static str,
+    pods: [&'static str; 2],
+    ips: [&'static str; 2],
+    outside_ips: [&'static str; 2],
+    /// On the link to the other node of a pair.
+    link_ips: [&'static str; 2],
+}
+
+/// The node of most suites, and the second of a pair.
+const PLACES: [Place; 2] = [
+    Place {
+        name: NODE_NAME,
+        pods: [PODS_V4, PODS_V6],
+        ips: NODE_IPS,
+        outside_ips: OUTSIDE_IPS,
+        link_ips: ["203.0.113.1", "2001:db8:79::1"],
+    },
+    Place {
+        name: "n2",
+        pods: ["10.88.1.0/24", "fd88:0:0:1::/64"],
+        ips: ["198.51.100.2", "2001:db8:78::2"],
+        outside_ips: ["198.51.100.1", "2001:db8:78::1"],
+        link_ips: ["203.0.113.2", "2001:db8:79::2"],
+    },
+];
+
 /// A node: forwarding on, an uplink with addresses of both families to a
 /// namespace outside the cluster, and its own directories.
 #[derive(Debug)]
@@ -42,6 +72,7 @@ pub struct Node {
     pub manifests: Manifests,
     /// What it is called in manifests and on the agent's command line.
     pub name: String,
+    place: &'static Place,
     network: String,
     dir: PathBuf,
 }
@@ -49,16 +80,48 @@ pub struct Node {
 impl Node {
     /// A node with the kernel's default settings.
     pub fn new() -> Result<Self> {
-        let node = Self::unconnected(NODE_NAME)?;
+        Self::at(&PLACES[0])
+    }
+
+    /// Two nodes that share a link and have routes to each other's pods. Each has its own
+    /// neighbour outside; their agents read the same manifests.
+    pub fn pair() -> Result<[Self; 2]> {
+        let mut nodes = [Self::at(&PLACES[0])?, Self::at(&PLACES[1])?];
+        nodes[1].manifests = Manifests::in_dir(nodes[0].manifests.dir().to_owned());
+        let peer = nodes[1].netns.name().to_owned();
+        nodes[0].netns.ip(&format!(
+            "link add nodes type veth peer name nodes netns {peer}"
+        ))?;
+        for node in &nodes {
+            let [v4, v6] = node.place.link_ips;
+            node.netns.ip(&format!("address add {v4}/24 dev nodes"))?;
+            node.netns
+                .ip(&format!("address add {v6}/64 dev nodes nodad"))?;
+            node.netns.ip("link set nodes up")?;
+        }
+        for (node, other) in [(&nodes[0], &nodes[1]), (&nodes[1], &nodes[0])] {
+            for (range, via) in other.place.pods.iter().zip(other.place.link_ips) {
+                node.netns.ip(&format!("route add {range} via {via}"))?;
+            }
+        }
+        Ok(nodes)
+    }
+
+    /// A node of that name with the kernel's default settings, without links, routes and
+    /// network configuration.
+    pub fn unconnected(name: &str) -> Result<Self> {
+        Self::unconnected_at(name, &PLACES[0])
+    }
+
+    fn at(place: &'static Place) -> Result<Self> {
+        let node = Self::unconnected_at(place.name, place)?;
         node.forward()?;
         node.connect()?;
         node.write_conflist(&node.conflist(json!({})))?;
         Ok(node)
     }
 
-    /// A node of that name with the kernel's default settings, without links, routes and
-    /// network configuration.
-    pub fn unconnected(name: &str) -> Result<Self> {
+    fn unconnected_at(name: &str, place: &'static Place) -> Result<Self> {
         let network = name::unique("net");
         let dir = name::scratch_root().join(&network);
         for part in ["net.d", "ipam", "run", "manifests"] {
@@ -70,6 +133,7 @@ impl Node {
             outside: NetNs::create("outside")?,
             manifests: Manifests::in_dir(dir.join("manifests")),
             name: name.to_owned(),
+            place,
             network,
             dir,
         })
@@ -104,24 +168,44 @@ impl Node {
             "link add uplink type veth peer name eth0 netns {}",
             outside.name()
         ))?;
-        for (netns, link, addresses) in [(node, "uplink", NODE_IPS), (outside, "eth0", OUTSIDE_IPS)]
-        {
+        let Place {
+            ips,
+            outside_ips,
+            pods,
+            ..
+        } = self.place;
+        for (netns, link, addresses) in [(node, "uplink", ips), (outside, "eth0", outside_ips)] {
             netns.ip(&format!("address add {}/24 dev {link}", addresses[0]))?;
             netns.ip(&format!("address add {}/64 dev {link} nodad", addresses[1]))?;
             netns.ip(&format!("link set {link} up"))?;
         }
-        for via in OUTSIDE_IPS {
+        for via in outside_ips {
             node.ip(&format!("route add default via {via}"))?;
         }
         for (ranges, via) in [
-            ([PODS_V4, SERVICES_V4], NODE_IPS[0]),
-            ([PODS_V6, SERVICES_V6], NODE_IPS[1]),
+            ([pods[0], SERVICES_V4], ips[0]),
+            ([pods[1], SERVICES_V6], ips[1]),
         ] {
             for range in ranges {
                 outside.ip(&format!("route add {range} via {via}"))?;
             }
         }
         Ok(())
+    }
+
+    /// Its own address.
+    pub fn ip(&self, family: Family) -> IpAddr {
+        family.pick(self.place.ips)
+    }
+
+    /// Its address on the link to the other node of a pair.
+    pub fn link_ip(&self, family: Family) -> IpAddr {
+        family.pick(self.place.link_ips)
+    }
+
+    /// The address of its neighbour outside.
+    pub fn outside_ip(&self, family: Family) -> IpAddr {
+        family.pick(self.place.outside_ips)
     }
 
     /// The network's name: unique, for libcni keeps results under it.
@@ -188,7 +272,7 @@ impl Node {
             "agentSocket": self.socket(),
             "ipam": {
                 "type": "trammel-ipam",
-                "ranges": [[{"subnet": PODS_V4}], [{"subnet": PODS_V6}]],
+                "ranges": self.place.pods.map(|subnet| json!([{"subnet": subnet}])),
                 "dataDir": self.data_dir(),
             },
         });

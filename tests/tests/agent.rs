@@ -106,6 +106,7 @@ fn restart_after<'n>(
     Agent::start(node)
 }
 
+/// netpol.md 59.
 #[test]
 fn without_an_agent_rules_stay_and_new_pods_are_refused() -> Result<()> {
     require_root!();
@@ -188,6 +189,7 @@ fn elements(node: &Node) -> Result<BTreeMap<String, usize>> {
     Ok(counted)
 }
 
+/// netpol.md 67.
 #[test]
 fn what_others_change_in_its_tables_is_repaired_within_a_second() -> Result<()> {
     require_root!();

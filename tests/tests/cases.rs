@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tests::agent::Agent;
 use tests::matrix::{self, Cell, Expect};
 use tests::netns::NetNs;
-use tests::node::{NODE_NAME, Node};
+use tests::node::Node;
 use tests::objects;
 use tests::pod::{Family, Pod};
 use tests::traffic::{Protocol, Server};
@@ -77,17 +77,39 @@ struct Row {
     allowed: String,
 }
 
+/// netpol.md 1, 2.
 #[test]
 fn cases_of_others_come_out_as_their_tables_say() -> Result<()> {
     require_root!();
+    let node = Node::new()?;
+    node.outside.ip("route add 10.244.1.0/24 via 192.0.2.2")?;
+    run(std::slice::from_ref(&node))
+}
+
+/// netpol.md 4: every other pod is on another node, which judges for itself.
+#[test]
+fn cases_of_others_come_out_the_same_on_two_nodes() -> Result<()> {
+    require_root!();
+    let nodes = Node::pair()?;
+    for (index, ips) in (0..9).map(|index| (index, addresses(index))) {
+        let [there, here] = [&nodes[index % 2], &nodes[(index + 1) % 2]];
+        for (ip, family) in ips.iter().zip(Family::ALL) {
+            let via = there.link_ip(family);
+            here.netns.ip(&format!("route add {ip} via {via}"))?;
+        }
+    }
+    run(&nodes)
+}
+
+/// Tries the cases with the pods spread over these nodes, which read the manifests of the
+/// first.
+fn run(nodes: &[Node]) -> Result<()> {
     let Some(folder) = folder() else {
         privilege::skip("netpol-cases is not there: set TRAMMEL_SHARED to the folder that has it");
         return Ok(());
     };
-    let node = Node::new()?;
-    node.outside.ip("route add 10.244.1.0/24 via 192.0.2.2")?;
-    let agent = Agent::start(&node)?;
-    let pods = nine_pods(&node)?;
+    let agents = nodes.iter().map(Agent::start).collect::<Result<Vec<_>>>()?;
+    let pods = nine_pods(nodes)?;
     let _servers = pods
         .iter()
         .map(|(key, pod)| Server::start(&pod.netns, key, &[80, 81]))
@@ -101,8 +123,8 @@ fn cases_of_others_come_out_as_their_tables_say() -> Result<()> {
     for (family, file) in FILES {
         for case in select(read(&folder.join(file))?) {
             for (number, step) in case.steps.iter().enumerate() {
-                node.manifests.write("case", &step.manifests())?;
-                agent.wait()?;
+                nodes[0].manifests.write("case", &step.manifests(nodes))?;
+                agents.iter().try_for_each(Agent::wait)?;
                 let cells = step.cells(&pods, family);
                 tried += cells.len();
                 matrix::verify(&sources, &cells).with_context(|| {
@@ -143,10 +165,11 @@ fn select(cases: Vec<Case>) -> impl Iterator<Item = Case> {
 }
 
 /// The nine pods with the addresses that they have in the cases.
-fn nine_pods(node: &Node) -> Result<BTreeMap<String, Pod<'_>>> {
+fn nine_pods(nodes: &[Node]) -> Result<BTreeMap<String, Pod<'_>>> {
     let mut pods = BTreeMap::new();
     for (index, key) in keys().enumerate() {
-        let [v4, v6] = ADDRESSES.map(|prefix| format!("{prefix}{}", 10 + index));
+        let node = &nodes[index % nodes.len()];
+        let [v4, v6] = addresses(index);
         node.write_conflist(&node.conflist(json!({"ipam": {"ranges": [
             [{"subnet": "10.244.1.0/24", "rangeStart": v4, "rangeEnd": v4}],
             [{"subnet": "fd00:10:244::/64", "rangeStart": v6, "rangeEnd": v6}],
@@ -155,6 +178,11 @@ fn nine_pods(node: &Node) -> Result<BTreeMap<String, Pod<'_>>> {
         pods.insert(key, pod);
     }
     Ok(pods)
+}
+
+/// Those of the pod of that number.
+fn addresses(index: usize) -> [String; 2] {
+    ADDRESSES.map(|prefix| format!("{prefix}{}", 10 + index))
 }
 
 fn keys() -> impl Iterator<Item = String> {
@@ -166,7 +194,7 @@ fn keys() -> impl Iterator<Item = String> {
 }
 
 impl Step {
-    fn manifests(&self) -> Vec<Value> {
+    fn manifests(&self, nodes: &[Node]) -> Vec<Value> {
         let namespaces = self
             .namespaces
             .iter()
@@ -178,7 +206,7 @@ impl Step {
             policy
         });
         namespaces
-            .chain(self.pods.iter().map(CasePod::manifest))
+            .chain(self.pods.iter().map(|pod| pod.manifest(nodes)))
             .chain(policies)
             .collect()
     }
@@ -203,7 +231,7 @@ impl Step {
 }
 
 impl CasePod {
-    fn manifest(&self) -> Value {
+    fn manifest(&self, nodes: &[Node]) -> Value {
         let ports: Vec<_> = self
             .containers
             .iter()
@@ -219,7 +247,9 @@ impl CasePod {
             .collect();
         let key = format!("{}/{}", self.namespace, self.name);
         let mut pod = objects::pod(&key, &self.labels, &[]);
-        pod["spec"] = json!({"nodeName": NODE_NAME,
+        let index = keys().position(|of| of == key).expect("one of the nine");
+        pod["status"]["podIPs"] = addresses(index).map(|ip| json!({"ip": ip})).into();
+        pod["spec"] = json!({"nodeName": nodes[index % nodes.len()].name,
             "containers": [{"name": "main", "image": "none", "ports": ports}]});
         pod
     }

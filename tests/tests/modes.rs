@@ -320,7 +320,7 @@ fn an_empty_ipam_makes_an_interface_without_addresses() -> Result<()> {
     Ok(())
 }
 
-/// Who asked the plugin is not there when the setting changes; the agent is.
+/// netpol.md 75: who asked the plugin is not there when the setting changes; the agent is.
 #[test]
 fn ports_are_isolated_exactly_while_bridges_call_no_packet_filter() -> Result<()> {
     require_root!();
