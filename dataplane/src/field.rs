@@ -52,6 +52,10 @@ pub enum Field {
     CtStatus,
     /// `ct mark`.
     CtMark,
+    /// `ct original ip saddr`: source before any translation.
+    CtOrigIpSaddr,
+    /// `ct original ip6 saddr`.
+    CtOrigIp6Saddr,
     /// `ct original ip daddr`: destination before any translation.
     CtOrigIpDaddr,
     /// `ct original ip6 daddr`.
@@ -105,6 +109,7 @@ impl Field {
             | Self::CtState
             | Self::CtMark
             | Self::CtStatus
+            | Self::CtOrigIpSaddr
             | Self::CtOrigIpDaddr
             | Self::FibSaddrType
             | Self::FibDaddrType
@@ -117,6 +122,7 @@ impl Field {
             | Self::Ip6Saddr
             | Self::Ip6Daddr
             | Self::NdTarget
+            | Self::CtOrigIp6Saddr
             | Self::CtOrigIp6Daddr => 16,
         }
     }
@@ -145,6 +151,8 @@ impl Field {
             Self::CtDirection => "ct direction",
             Self::CtMark => "ct mark",
             Self::CtStatus => "ct status",
+            Self::CtOrigIpSaddr => "ct original ip saddr",
+            Self::CtOrigIp6Saddr => "ct original ip6 saddr",
             Self::CtOrigIpDaddr => "ct original ip daddr",
             Self::CtOrigIp6Daddr => "ct original ip6 daddr",
             Self::CtOrigProtoDst => "ct original proto-dst",
@@ -171,12 +179,16 @@ impl Field {
             Self::L4Proto => DataType::InetProto,
             Self::Iifname | Self::Oifname => DataType::Ifname,
             Self::EtherSaddr | Self::ArpSaddrEther => DataType::EtherAddr,
-            Self::ArpSaddrIp | Self::IpSaddr | Self::IpDaddr | Self::CtOrigIpDaddr => {
-                DataType::Ipv4Addr
-            }
-            Self::Ip6Saddr | Self::Ip6Daddr | Self::NdTarget | Self::CtOrigIp6Daddr => {
-                DataType::Ipv6Addr
-            }
+            Self::ArpSaddrIp
+            | Self::IpSaddr
+            | Self::IpDaddr
+            | Self::CtOrigIpSaddr
+            | Self::CtOrigIpDaddr => DataType::Ipv4Addr,
+            Self::Ip6Saddr
+            | Self::Ip6Daddr
+            | Self::NdTarget
+            | Self::CtOrigIp6Saddr
+            | Self::CtOrigIp6Daddr => DataType::Ipv6Addr,
             Self::Sport | Self::Dport | Self::CtOrigProtoDst => DataType::InetService,
             Self::CtMark | Self::Random(_) | Self::RoundRobin(_) | Self::SourceHash { .. } => {
                 DataType::Mark

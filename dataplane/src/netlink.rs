@@ -19,6 +19,7 @@ mod nflog;
 mod socket;
 mod tracked;
 mod uapi;
+mod unlearnt;
 
 pub use batch::Batch;
 pub use foreign::ForeignChain;

@@ -9,7 +9,7 @@ use std::fmt::{self, Write as _};
 
 use crate::field::Field;
 use crate::object::{BaseChain, Chain, Element, IpFamily, Ruleset, Set, SetKind, SetSpec, Value};
-use crate::rule::{Comparison, Reject, Rule, Statement, Verdict};
+use crate::rule::{Comparison, NewAddress, Reject, Rule, Statement, Verdict};
 use crate::transaction::{Operation, Transaction};
 
 impl fmt::Display for Verdict {
@@ -91,6 +91,15 @@ impl fmt::Display for Statement {
                     f,
                     "update @{map} {{ {key} timeout {timeout_ms}ms : {data} }}"
                 )
+            }
+            Self::SetAddress { field, to } => {
+                write!(f, "{} set ", field.name())?;
+                match to {
+                    NewAddress::Of(source) => f.write_str(&source.name()),
+                    NewAddress::Mapped { key, map } => {
+                        write!(f, "{} map @{map}", concatenation(key))
+                    }
+                }
             }
             Self::Masquerade => f.write_str("masquerade fully-random"),
             Self::SetCtMark { mask, xor } => {

@@ -65,6 +65,20 @@ pub enum Reject {
     TcpReset,
 }
 
+/// What an address of the packet becomes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NewAddress {
+    /// What the field has.
+    Of(Field),
+    /// What the map has for the concatenation.
+    Mapped {
+        /// Concatenated key.
+        key: Vec<Field>,
+        /// Map to an address.
+        map: Name,
+    },
+}
+
 /// One statement of a rule.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Statement {
@@ -130,6 +144,14 @@ pub enum Statement {
         key: Vec<Field>,
         /// Map to `addr . port`.
         map: Name,
+    },
+    /// An address of this packet becomes another, its checksums with it; conntrack is not
+    /// told. Where the map has none the rule does not match.
+    SetAddress {
+        /// Source or destination of the IP header.
+        field: Field,
+        /// The new one.
+        to: NewAddress,
     },
     /// The source address becomes that of the outgoing interface, with a random port.
     Masquerade,
@@ -314,6 +336,10 @@ impl Rule {
                 Statement::InSet { set, .. } => Some(Reference::Set(set)),
                 Statement::VerdictMap { map, .. }
                 | Statement::Dnat { map, .. }
+                | Statement::SetAddress {
+                    to: NewAddress::Mapped { map, .. },
+                    ..
+                }
                 | Statement::Update { map, .. } => Some(Reference::Set(map)),
                 Statement::Verdict(verdict) => verdict.target().map(Reference::Chain),
                 _ => None,

@@ -14,7 +14,7 @@ use crate::field::{Field, ct_state};
 use crate::object::{
     ChainType, Family, Hook, IpFamily, Key, Name, Ruleset, Set, SetKind, Table, TableId, Value,
 };
-use crate::rule::{Comparison, Reject, Rule, Statement, Verdict};
+use crate::rule::{Comparison, NewAddress, Reject, Rule, Statement, Verdict};
 
 /// Jumps nest at most so deep (`NFT_JUMP_STACK_SIZE`).
 const JUMP_STACK: usize = 16;
@@ -57,6 +57,8 @@ pub struct Flow {
     pub mark: u32,
     /// Status bits, see [`crate::field::ct_status`].
     pub status: u32,
+    /// Source before translation.
+    pub original_saddr: IpAddr,
     /// Destination before translation.
     pub original_daddr: IpAddr,
     /// Destination port before translation.
@@ -82,6 +84,7 @@ impl Packet {
                 reply: false,
                 mark: 0,
                 status: 0,
+                original_saddr: saddr,
                 original_daddr: daddr,
                 original_dport: dport,
             },
@@ -131,6 +134,21 @@ pub struct Trace {
     pub steps: Vec<Step>,
     /// The prefixes under which it was logged, rate limits aside.
     pub logged: Vec<Arc<str>>,
+    /// What was put into dynamic maps. The tracer does not write it there.
+    pub learnt: Vec<Learnt>,
+}
+
+/// An entry of a dynamic map.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Learnt {
+    /// Table.
+    pub table: TableId,
+    /// Map.
+    pub map: Name,
+    /// Key.
+    pub key: Key,
+    /// Data.
+    pub data: Key,
 }
 
 /// Walks packets through a ruleset.
@@ -179,6 +197,7 @@ impl<'a> Tracer<'a> {
             masquerade: false,
             steps: Vec::new(),
             logged: Vec::new(),
+            learnt: Vec::new(),
         };
         for (_, id, table, name) in base_chains {
             let mut walk = Walk {
@@ -293,6 +312,16 @@ impl Walk<'_, '_> {
                     _ => Outcome::NoMatch,
                 };
             }
+            Statement::SetAddress { field, to } => {
+                let address = match to {
+                    NewAddress::Of(source) => self.load(*source),
+                    NewAddress::Mapped { key, map } => match self.find(key, map) {
+                        Some(Value::Data(data)) => Some(data),
+                        _ => None,
+                    },
+                };
+                address.is_some_and(|address| self.set_address(*field, &address))
+            }
             Statement::SetCtMark { mask, xor } => {
                 self.packet.flow.mark = self.packet.flow.mark & mask ^ xor;
                 true
@@ -309,11 +338,9 @@ impl Walk<'_, '_> {
                 self.trace.logged.push(Arc::clone(prefix));
                 true
             }
-            // Learning and counting do not decide.
-            Statement::Update { .. }
-            | Statement::Notrack
-            | Statement::Limit { .. }
-            | Statement::Counter => true,
+            Statement::Update { map, key, data, .. } => self.learn(map, key, data),
+            // Counting does not decide.
+            Statement::Notrack | Statement::Limit { .. } | Statement::Counter => true,
             Statement::Foreign(name) => panic!("cannot trace the foreign expression {name}"),
         };
         if matched {
@@ -323,12 +350,35 @@ impl Walk<'_, '_> {
         }
     }
 
+    /// Whether the packet has what is learnt. The map has room.
+    fn learn(&mut self, map: &Name, key: &[Field], data: &[Field]) -> bool {
+        let Some((key, data)) = self.key(key).zip(self.key(data)) else {
+            return false;
+        };
+        self.trace.learnt.push(Learnt {
+            table: self.id.clone(),
+            map: map.clone(),
+            key,
+            data,
+        });
+        true
+    }
+
+    /// Whether the packet has such an address.
+    fn set_address(&mut self, field: Field, bytes: &[u8]) -> bool {
+        let family = IpFamily::of(self.packet.daddr);
+        let place = match field {
+            field if field == family.saddr() => &mut self.packet.saddr,
+            field if field == family.daddr() => &mut self.packet.daddr,
+            _ => return false,
+        };
+        *place = address(family, bytes);
+        true
+    }
+
     fn translate(&mut self, family: IpFamily, data: &[u8]) -> Outcome {
         let (addr, port) = data.split_at(family.addr_len());
-        self.packet.daddr = match family {
-            IpFamily::V4 => IpAddr::from(<[u8; 4]>::try_from(addr).expect("4 bytes")),
-            IpFamily::V6 => IpAddr::from(<[u8; 16]>::try_from(addr).expect("16 bytes")),
-        };
+        self.packet.daddr = address(family, addr);
         self.packet.dport = u16::from_be_bytes([port[0], port[1]]);
         self.packet.flow.status |= crate::field::ct_status::DNAT;
         Outcome::End(End::NextBase)
@@ -397,6 +447,8 @@ impl Walk<'_, '_> {
             Field::CtDirection => exact(&[u8::from(flow.reply)]),
             Field::CtMark => Some(bytes.word(flow.mark).build()),
             Field::CtStatus => Some(bytes.word(flow.status).build()),
+            Field::CtOrigIpSaddr => of_family(IpFamily::V4, flow.original_saddr),
+            Field::CtOrigIp6Saddr => of_family(IpFamily::V6, flow.original_saddr),
             Field::CtOrigIpDaddr => of_family(IpFamily::V4, flow.original_daddr),
             Field::CtOrigIp6Daddr => of_family(IpFamily::V6, flow.original_daddr),
             Field::CtOrigProtoDst => exact(&flow.original_dport.to_be_bytes()),
@@ -408,6 +460,15 @@ impl Walk<'_, '_> {
                 Some(bytes.word((self.choose)(modulus) % modulus).build())
             }
         }
+    }
+}
+
+/// # Panics
+/// Where there are not as many bytes as an address has.
+fn address(family: IpFamily, bytes: &[u8]) -> IpAddr {
+    match family {
+        IpFamily::V4 => IpAddr::from(<[u8; 4]>::try_from(bytes).expect("4 bytes")),
+        IpFamily::V6 => IpAddr::from(<[u8; 16]>::try_from(bytes).expect("16 bytes")),
     }
 }
 

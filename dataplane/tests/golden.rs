@@ -23,7 +23,9 @@ fn the_static_layout() {
         slots: 2,
     }
     .want(&mut desired);
-    services::want_learn_chain(&mut desired, 10_800);
+    for entry in services::Entry::BOTH {
+        services::want_learn_chain(&mut desired, entry, 10_800);
+    }
     let ranges = ["10.0.0.0/8", "fd00::/8"].map(|net| net.parse().expect("a network"));
     services::SourceRanges::new(ranges, None).want(&mut desired);
     insta::assert_snapshot!(desired.ruleset().to_string());

@@ -136,7 +136,9 @@ fn everything_of_services(desired: &mut Desired) {
         };
         balancer.want(desired);
     }
-    services::want_learn_chain(desired, 10_800);
+    for entry in services::Entry::BOTH {
+        services::want_learn_chain(desired, entry, 10_800);
+    }
     services::set_masquerade_all(desired, false);
     let net = |text: &str| text.parse::<ipnet::IpNet>().expect("a network");
     let ranges = services::SourceRanges::new(
@@ -170,7 +172,10 @@ fn everything_of_services(desired: &mut Desired) {
                 }
             }
             let key = services::frontend_key(at, 6, 30_080);
-            let learn = dataplane::rule::Verdict::Goto(services::learn_chain(10_800));
+            let learn = dataplane::rule::Verdict::Goto(services::learn_chain(entry, 10_800));
+            let group = services::AffinityGroup::new(7).element(family);
+            let groups = entry.affinity_groups().of(family);
+            desired.insert(&INET, groups, key.clone(), group);
             let source = services::Masquerade::OwnTraffic.verdict();
             for (map, verdict) in [
                 (entry.sticky(), learn),
@@ -221,8 +226,14 @@ fn nft_lists_the_whole_table() {
         "10.96.0.1 . tcp . 80 comment \"default/web:http\" : goto random-2",
         "ct direction reply ct state established accept",
         "ip daddr @node-addresses4 meta l4proto . th dport vmap @node-frontends4",
-        "update @affinity4 { ip saddr . ct original ip daddr . meta l4proto . ct original proto-dst timeout 3h : ip daddr . th dport } accept",
-        "update @affinity6 { ip6 saddr . ct original ip6 daddr",
+        "ip daddr set ip daddr . meta l4proto . th dport map @affinity-groups4",
+        "ip6 daddr set meta l4proto . th dport map @node-affinity-groups6",
+        "dnat ip to ip saddr . ip daddr map @affinity4",
+        "ip6 daddr set ct original ip6 daddr",
+        "ip saddr set meta l4proto . ct original proto-dst map @node-affinity-groups4",
+        "update @affinity4 { ct original ip saddr . ip saddr timeout 3h : ip daddr . th dport } ip saddr set ct original ip saddr accept",
+        "update @affinity6 { ct original ip6 saddr . ip6 saddr timeout 3h : ip6 daddr . th dport } ip6 saddr set ct original ip6 saddr accept",
+        "203.0.113.1 . tcp . 30080 : 240.0.0.7",
         "tcp . 30080 : goto cluster-node-sticky-round-robin-3",
         "fib saddr type local masquerade fully-random",
         "ip saddr 192.0.2.0-192.0.2.255 return",

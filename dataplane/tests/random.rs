@@ -14,7 +14,7 @@ use dataplane::object::{
     BaseChain, Chain, ChainType, Element, Family, Hook, IpFamily, Key, Name, Ruleset, SetSpec,
     TableId,
 };
-use dataplane::rule::{Reject, Rule, Statement, Verdict};
+use dataplane::rule::{NewAddress, Reject, Rule, Statement, Verdict};
 use proptest::prelude::*;
 
 const CHAINS: [&str; 4] = ["c0", "c1", "c2", "c3"];
@@ -39,11 +39,12 @@ fn spec(name: &str) -> SetSpec {
         "blocks" => SetSpec::intervals(address, ""),
         "verdicts" => SetSpec::verdict_map(service, "to chains"),
         "slots" => SetSpec::map(slot, endpoint, ""),
+        "groups" => SetSpec::map(address, address, ""),
         other => panic!("no declaration of {other}"),
     }
 }
 
-const SETS: [&str; 4] = ["plain", "blocks", "verdicts", "slots"];
+const SETS: [&str; 5] = ["plain", "blocks", "verdicts", "slots", "groups"];
 
 /// An element of the set, from small numbers so that keys meet again.
 fn element(set: &str, number: u8, choice: u8) -> Vec<(Key, Element)> {
@@ -78,6 +79,10 @@ fn element(set: &str, number: u8, choice: u8) -> Vec<(Key, Element)> {
                 Element::verdict(verdict).with_comment("a \"quoted\" ü comment"),
             )]
         }
+        "groups" => {
+            let data = Bytes::new().raw(&[240, 0, 0, choice]).build();
+            vec![(Bytes::new().raw(&v4).build(), Element::data(data))]
+        }
         _ => {
             let key = Bytes::new()
                 .raw(&v4)
@@ -94,7 +99,7 @@ fn element(set: &str, number: u8, choice: u8) -> Vec<(Key, Element)> {
 /// Rules that the kernel takes in a filter chain, one of each kind of statement.
 fn rule(kind: u8, number: u8) -> Rule {
     let plain = Name::from("plain");
-    match kind % 14 {
+    match kind % 16 {
         0 => Rule::new()
             .family(IpFamily::V4)
             .in_set(&[Field::IpSaddr], plain)
@@ -153,7 +158,23 @@ fn rule(kind: u8, number: u8) -> Rule {
                 negate: true,
             })
             .drop(),
-        12 => Rule::new().ne(Field::L4Proto, &[number]).jump(CHAINS[3]),
+        12 => Rule::new()
+            .family(IpFamily::V4)
+            .with(Statement::SetAddress {
+                field: Field::IpDaddr,
+                to: NewAddress::Mapped {
+                    key: vec![Field::IpSaddr],
+                    map: "groups".into(),
+                },
+            })
+            .drop(),
+        13 => Rule::new()
+            .family(IpFamily::V6)
+            .with(Statement::SetAddress {
+                field: Field::Ip6Saddr,
+                to: NewAddress::Of(Field::CtOrigIp6Saddr),
+            }),
+        14 => Rule::new().ne(Field::L4Proto, &[number]).jump(CHAINS[3]),
         _ => Rule::new()
             .family(IpFamily::V6)
             .eq(Field::Icmpv6Type, &[number])
@@ -181,9 +202,9 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         3 => (0usize..3, prop::collection::vec((any::<u8>(), 0u8..4), 0..4))
             .prop_map(|(chain, rules)| Step::Chain(chain, rules)),
-        6 => (0usize..4, 0u8..8, any::<u8>())
+        6 => (0usize..SETS.len(), 0u8..8, any::<u8>())
             .prop_map(|(set, number, choice)| Step::Insert(set, number, choice)),
-        3 => (0usize..4, 0u8..8).prop_map(|(set, number)| Step::Remove(set, number)),
+        3 => (0usize..SETS.len(), 0u8..8).prop_map(|(set, number)| Step::Remove(set, number)),
         2 => Just(Step::Commit),
     ]
 }
@@ -202,7 +223,7 @@ fn take(desired: &mut Desired, step: &Step) {
                 hook: Hook::Forward,
                 priority: -7,
             });
-            let maps = |kind: u8| *number == 0 || !matches!(kind % 14, 2 | 12);
+            let maps = |kind: u8| *number == 0 || !matches!(kind % 16, 2 | 14);
             let rules = rules.iter().filter(|(kind, _)| maps(*kind));
             let chain = Chain {
                 base,

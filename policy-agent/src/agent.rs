@@ -286,11 +286,26 @@ async fn serve(
 }
 
 /// Tells how full connection tracking is, and warns when it is nearly full or has dropped
-/// packets: connections fail then, whatever the rules say.
+/// packets: connections fail then, whatever the rules say. The same for session affinity,
+/// where clients go anywhere then.
 async fn watch_conntrack(health: Health) -> std::io::Result<()> {
     let mut was_full = false;
     let mut drops = None;
+    let mut unlearnt = 0;
+    let mut forgets = false;
+    let mut kernel = Nftables::open().ok();
     loop {
+        if let Some(now) = kernel.as_mut().and_then(|kernel| kernel.unlearnt().ok()) {
+            let added = now.saturating_sub(unlearnt);
+            if added > 0 && !forgets {
+                tracing::warn!(
+                    "the map of session affinity is full, new clients are not remembered"
+                );
+            }
+            health.unlearnt(added);
+            forgets = added > 0;
+            unlearnt = now;
+        }
         if let Some(now) = conntrack::usage() {
             health.conntrack(now);
             let is_full = now.entries >= now.limit - now.limit / 10

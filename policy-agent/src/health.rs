@@ -100,6 +100,11 @@ impl Health {
         self.state().metrics.network(status);
     }
 
+    /// Takes flows whose client could not be remembered.
+    pub(crate) fn unlearnt(&self, added: u64) {
+        self.state().metrics.unlearnt(added);
+    }
+
     /// Takes the numbers of the verdict log.
     pub(crate) fn publish_log(&self, numbers: LogNumbers) {
         self.state().metrics.verdict_log(numbers);

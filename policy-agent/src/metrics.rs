@@ -90,6 +90,7 @@ struct Own {
     conntrack_entries: Gauge,
     conntrack_limit: Gauge,
     conntrack_drops: Counter,
+    affinity_unlearnt: Counter,
     denied: Family<DeniedBy, Counter>,
     records_written: Counter,
     records_lost: Counter,
@@ -265,6 +266,11 @@ impl Metrics {
         self.network.set(status);
     }
 
+    /// Adds flows whose client could not be remembered.
+    pub(crate) fn unlearnt(&self, added: u64) {
+        self.own.affinity_unlearnt.inc_by(added);
+    }
+
     /// Adds packets that were denied.
     pub(crate) fn denied(&self, added: &BTreeMap<DeniedBy, u64>) {
         for (by, packets) in added {
@@ -348,6 +354,10 @@ impl Own {
             "conntrack_drops",
             "Packets that the kernel dropped because connection tracking was full",
         );
+        let affinity_unlearnt = counter(
+            "affinity_unlearnt",
+            "Flows of Services with session affinity whose client could not be remembered",
+        );
         let denied = Family::default();
         registry.register(
             "denied_packets",
@@ -381,6 +391,7 @@ impl Own {
             conntrack_entries: gauge("conntrack_entries", "Flows in connection tracking"),
             conntrack_limit: gauge("conntrack_limit", "Flows that connection tracking may have"),
             conntrack_drops,
+            affinity_unlearnt,
             denied,
             records_written,
             records_lost,

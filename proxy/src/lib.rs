@@ -18,6 +18,7 @@
 
 mod addresses;
 mod adopt;
+mod affinity;
 mod claims;
 mod config;
 mod endpoints;
@@ -41,7 +42,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use dataplane::desired::Desired;
-use dataplane::layout::services::set_masquerade_all;
+use dataplane::layout::services::{AffinityGroup, set_masquerade_all};
 use dataplane::object::Ruleset;
 use ipnet::IpNet;
 
@@ -67,6 +68,7 @@ pub struct Proxy {
     surroundings: Surroundings,
     index: Index,
     claims: Claims,
+    affinity: affinity::Groups,
     cluster_ips: ClusterIps,
     /// Whether what is desired masquerades all traffic to cluster IPs.
     masquerade_all: Option<bool>,
@@ -97,6 +99,7 @@ impl Proxy {
             surroundings: Surroundings::default(),
             index: Index::default(),
             claims: Claims::default(),
+            affinity: affinity::Groups::default(),
             cluster_ips: ClusterIps::default(),
             masquerade_all: None,
             maps: Maps::default(),
@@ -239,6 +242,7 @@ impl Proxy {
         self.maps.prune(desired, &mut report);
         for id in std::mem::take(&mut self.released) {
             if self.claims.owner(id).is_none() {
+                self.affinity.leave(id);
                 self.maps.withdraw(desired, id, &mut report);
             }
         }
@@ -253,6 +257,11 @@ impl Proxy {
     /// wanted: slots that nothing leads to any more are removed one commit later.
     pub fn committed(&mut self) -> bool {
         self.maps.committed()
+    }
+
+    /// Whether clients of a frontend are remembered under the group.
+    pub fn has_affinity_group(&self, group: AffinityGroup) -> bool {
+        self.affinity.has_members(group)
     }
 
     /// The Service as it is served after the last sync.

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dataplane::desired::Desired;
 use dataplane::layout::services::{
-    Algorithm, Balancer, Entry, Lane, Masquerade, RESTRICTED, SourceRanges, Sources, endpoint_data,
-    frontend_key, learn_chain, refused, slot_key, want_learn_chain,
+    AffinityGroup, Algorithm, Balancer, Entry, Lane, Masquerade, RESTRICTED, SourceRanges, Sources,
+    endpoint_data, frontend_key, learn_chain, refused, slot_key, want_learn_chain,
 };
 use dataplane::layout::{INET, PerFamily};
 use dataplane::object::{Element, Key, Name};
@@ -31,8 +31,9 @@ pub(crate) struct Program {
     pub(crate) algorithm: Algorithm,
     /// Whose source addresses are replaced, for frontends from outside the cluster.
     pub(crate) masquerade: Option<Masquerade>,
-    /// For how many seconds a client stays with its endpoint.
-    pub(crate) affinity: Option<u32>,
+    /// For how many seconds a client stays with its endpoint, and with which other frontends
+    /// that is shared.
+    pub(crate) affinity: Option<(u32, AffinityGroup)>,
     /// From where it may be reached.
     pub(crate) ranges: Option<SourceRanges>,
     /// Shown by `nft list`.
@@ -140,11 +141,16 @@ impl Maps {
             id,
             masquerade.map(Element::verdict),
         );
-        let learn = program.affinity.map(|seconds| {
-            want_learn_chain(desired, seconds);
-            goto(learn_chain(seconds))
+        let learn = program.affinity.map(|(seconds, _)| {
+            want_learn_chain(desired, entry, seconds);
+            goto(learn_chain(entry, seconds))
         });
         set(desired, entry.sticky(), id, learn);
+        let group = program.affinity.map(|(_, group)| {
+            let element = group.element(id.family());
+            element.with_comment(&program.comment)
+        });
+        set(desired, entry.affinity_groups(), id, group);
         if entry == Entry::Address {
             let chain = self.ranges.assign(desired, id, program.ranges.as_ref());
             set(desired, &RESTRICTED, id, chain.map(goto));
@@ -169,6 +175,7 @@ impl Maps {
         report.frontends += set(desired, entry.unserved(), id, None);
         set(desired, entry.external(), id, None);
         set(desired, entry.sticky(), id, None);
+        set(desired, entry.affinity_groups(), id, None);
         if entry == Entry::Address {
             self.ranges.assign(desired, id, None);
             set(desired, &RESTRICTED, id, None);

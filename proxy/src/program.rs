@@ -3,6 +3,7 @@
 use dataplane::desired::Desired;
 use dataplane::layout::services::Masquerade;
 
+use crate::affinity::Audience;
 use crate::endpoints::candidates;
 use crate::frontend::{self, Frontend, FrontendKind};
 use crate::index::PlannedService;
@@ -41,6 +42,13 @@ impl Proxy {
                 let outcome = |selection| outcome(scheduler, is_external, selection);
                 let all = outcome(select(&candidates, frontend.policy, &self.node));
                 let cluster = for_cluster(frontend, &candidates, &self.node).map(outcome);
+                let affinity = if let Some(seconds) = service.affinity_seconds {
+                    let audience = Audience::of(key, port, frontend);
+                    Some((seconds, self.affinity.join(frontend.id, audience)))
+                } else {
+                    self.affinity.leave(frontend.id);
+                    None
+                };
                 let is_restricted = frontend.kind == FrontendKind::LoadBalancer;
                 let addresses = &self.surroundings.node_addresses;
                 let program = Program {
@@ -48,7 +56,7 @@ impl Proxy {
                     cluster: cluster.filter(|outcome| matches!(outcome, Outcome::Served(_))),
                     algorithm: scheduler.algorithm(is_external),
                     masquerade: masquerade(frontend),
-                    affinity: service.affinity_seconds,
+                    affinity,
                     ranges: is_restricted
                         .then(|| ranges.for_address(frontend.id.address, addresses))
                         .flatten(),

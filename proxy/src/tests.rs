@@ -1,6 +1,7 @@
 //! The proxy as a whole: objects in, packets through what comes out.
 
 mod adoption;
+mod affinity;
 mod conflicts;
 mod endpoints;
 mod external;

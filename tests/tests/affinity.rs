@@ -1,6 +1,6 @@
 //! Session affinity with real connections.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -61,7 +61,9 @@ fn ways() -> Vec<(&'static str, Protocol, SocketAddr)> {
             let cluster_ip = SocketAddr::new(family.pick(WEB), 8000);
             let node_port = SocketAddr::new(family.pick(NODE_IPS), NODE_PORT);
             ways.push((CLIENT, protocol, cluster_ip));
+            ways.push((CLIENT, protocol, node_port));
             ways.push((OUTSIDE, protocol, node_port));
+            ways.push((OUTSIDE, protocol, cluster_ip));
         }
     }
     ways
@@ -77,7 +79,17 @@ fn server(scene: &Scene<'_>, (from, protocol, target): Way) -> Result<String> {
         .to_owned())
 }
 
-/// The server of each way, which has to be the same many times.
+/// Who is remembered: a client of a port of the Service, whatever address it uses.
+fn clients() -> usize {
+    let clients = ways().into_iter();
+    let clients: BTreeSet<_> = clients
+        .map(|(from, protocol, to)| (from, protocol, to.is_ipv4()))
+        .collect();
+    clients.len()
+}
+
+/// The server of each way, which has to be the same many times, and the same for all ways of
+/// a client.
 fn servers(scene: &Scene<'_>) -> Result<BTreeMap<Way, String>> {
     let mut servers = BTreeMap::new();
     for way in ways() {
@@ -87,6 +99,13 @@ fn servers(scene: &Scene<'_>) -> Result<BTreeMap<Way, String>> {
             ensure!(again == first, "{way:?}: {first}, then {again}");
         }
         servers.insert(way, first);
+    }
+    for (way, server) in &servers {
+        let (from, protocol, to) = way;
+        let same = |(f, p, t): &Way| (f, p, t.is_ipv4()) == (from, protocol, to.is_ipv4());
+        for (other, theirs) in servers.iter().filter(|(other, _)| same(other)) {
+            ensure!(theirs == server, "{way:?}: {server}, {other:?}: {theirs}");
+        }
     }
     Ok(servers)
 }
@@ -120,7 +139,7 @@ fn a_client_stays_with_its_endpoint_also_over_a_restart() -> Result<()> {
     scene.agent.kill()?;
     scene.agent = Agent::start(&node)?;
     assert_eq!(servers(&scene)?, before);
-    assert_eq!(learnt(&node)?, ways().len());
+    assert_eq!(learnt(&node)?, clients());
     Ok(())
 }
 
@@ -170,7 +189,7 @@ fn affinity_is_switched_and_timed_live() -> Result<()> {
     assert_eq!(learnt(&node)?, 0);
     scene.apply(&[sticky(Some(10_800))])?;
     servers(&scene)?;
-    assert_eq!(learnt(&node)?, ways().len());
+    assert_eq!(learnt(&node)?, clients());
     // The clients are remembered for two seconds from now on, not for three hours.
     scene.apply(&[sticky(Some(2))])?;
     for way in ways() {

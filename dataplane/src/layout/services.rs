@@ -21,7 +21,7 @@ mod source_ranges;
 
 pub(super) use chains::{CLUSTER_IPS_CHAIN, UNSERVED_CHAIN, install};
 
-pub use affinity::{AffinityKey, learn_chain, want_learn_chain};
+pub use affinity::{AffinityGroup, AffinityKey, is_learn_chain, learn_chain, want_learn_chain};
 pub use balancer::{Algorithm, Balancer, Lane, Sources};
 pub use chains::{Masquerade, refused, set_masquerade_all};
 pub use source_ranges::{SourceRanges, is_source_ranges};
@@ -69,8 +69,11 @@ pub static NODE_EXTERNAL: PerFamily = per_family!("node-external");
 pub static STICKY: PerFamily = per_family!("sticky");
 /// The same for `protocol . port` of a node port.
 pub static NODE_STICKY: PerFamily = per_family!("node-sticky");
-/// `client . address . protocol . port` to the endpoint where the client went. Written by
-/// the rules.
+/// `address . protocol . port` with session affinity to its [`AffinityGroup`].
+pub static AFFINITY_GROUPS: PerFamily = per_family!("affinity-groups");
+/// The same for `protocol . port` of a node port.
+pub static NODE_AFFINITY_GROUPS: PerFamily = per_family!("node-affinity-groups");
+/// `client . group` to the endpoint where the client went. Written by the rules.
 pub static AFFINITY: PerFamily = per_family!("affinity");
 
 /// `address . protocol . port` with `loadBalancerSourceRanges` to their chain.
@@ -95,8 +98,8 @@ pub fn keep_chains(desired: &mut Desired, observed: &Ruleset) {
     for name in table.flat_map(|table| table.chains.keys()) {
         if let Some(balancer) = Balancer::of_chain(name) {
             balancer.want(desired);
-        } else if let Some(seconds) = affinity::seconds_of_chain(name) {
-            want_learn_chain(desired, seconds);
+        } else if let Some((entry, seconds)) = affinity::parse_learn_chain(name) {
+            want_learn_chain(desired, entry, seconds);
         }
     }
 }
@@ -148,6 +151,11 @@ impl Entry {
     /// [`STICKY`] or its like.
     pub fn sticky(self) -> &'static PerFamily {
         self.pick(&STICKY, &NODE_STICKY)
+    }
+
+    /// [`AFFINITY_GROUPS`] or its like.
+    pub fn affinity_groups(self) -> &'static PerFamily {
+        self.pick(&AFFINITY_GROUPS, &NODE_AFFINITY_GROUPS)
     }
 
     fn frontend_type(self, family: IpFamily) -> Type {

@@ -16,7 +16,7 @@ use crate::netlink::uapi::{
     masq, meta, nat, numgen, payload, reg, reject, verdict,
 };
 use crate::object::{IpFamily, Name, SetKind, SetSpec};
-use crate::rule::{Comparison, Reject, Statement, Verdict};
+use crate::rule::{Comparison, NewAddress, Reject, Statement, Verdict};
 
 /// Declarations of the table's sets: a lookup does not say how long its key is.
 pub(crate) type SetSpecs = BTreeMap<Name, SetSpec>;
@@ -83,6 +83,7 @@ impl Decoder<'_> {
     fn expression(&mut self, name: &str, attrs: Attrs<'_>) -> Option<()> {
         match name {
             "meta" => self.load(attrs, meta::DREG, Source::Meta(attrs.u32(meta::KEY)?), None),
+            "payload" if attrs.get(payload::SREG).is_some() => self.set_address(attrs),
             "payload" => {
                 let source = Source::Payload {
                     base: attrs.u32(payload::BASE)?,
@@ -296,6 +297,33 @@ impl Decoder<'_> {
             map,
         };
         self.statements.push(statement);
+        Some(())
+    }
+
+    /// With the checksums that go with the field: the encoder writes no others.
+    fn set_address(&mut self, attrs: Attrs<'_>) -> Option<()> {
+        let source = Source::Payload {
+            base: attrs.u32(payload::BASE)?,
+            offset: attrs.u32(payload::OFFSET)?,
+        };
+        let addresses = IpFamily::BOTH.map(|family| [family.saddr(), family.daddr()]);
+        let field = addresses.into_iter().flatten().find(|field| {
+            let csum = match field {
+                Field::IpSaddr | Field::IpDaddr => payload::CSUM_INET,
+                _ => payload::CSUM_NONE,
+            };
+            Source::of(*field) == source
+                && attrs.u32(payload::LEN).map(usize::try_from) == Some(Ok(field.size()))
+                && attrs.u32(payload::CSUM_TYPE) == Some(csum)
+        })?;
+        let pseudo_header = Some(payload::L4CSUM_PSEUDOHDR);
+        (attrs.u32(payload::CSUM_FLAGS) == pseudo_header).then_some(())?;
+        let to = match self.held(attrs.u32(payload::SREG)?)?.clone() {
+            Content::Field(field) => NewAddress::Of(field),
+            Content::Mapped { key, map } => NewAddress::Mapped { key, map },
+            Content::Bits { .. } | Content::AtLeast { .. } => return None,
+        };
+        self.statements.push(Statement::SetAddress { field, to });
         Some(())
     }
 

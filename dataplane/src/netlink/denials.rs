@@ -77,7 +77,7 @@ fn origin(family: IpFamily, attrs: Attrs<'_>) -> Option<SocketAddr> {
 }
 
 /// What the rule's counter has counted; `None` without one.
-fn packets(rule: Attrs<'_>) -> Option<u64> {
+pub(super) fn packets(rule: Attrs<'_>) -> Option<u64> {
     let mut expressions = rule.get(rule::EXPRESSIONS)?.nested();
     let counted = expressions.find_map(|element| {
         let expression = element.nested();

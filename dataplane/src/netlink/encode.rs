@@ -12,7 +12,7 @@ use crate::netlink::uapi::{
     numgen, payload, reg, reject,
 };
 use crate::object::IpFamily;
-use crate::rule::{Comparison, Reject, Rule, Statement, Verdict};
+use crate::rule::{Comparison, NewAddress, Reject, Rule, Statement, Verdict};
 
 /// The register that hashed source addresses pass through: an IPv6 address from
 /// here on fits, and no key of ours reaches this far with a slot behind it.
@@ -95,6 +95,16 @@ fn encode_statement(statement: &Statement, list: &mut Writer<'_>) {
                     w.u64(dynset::TIMEOUT, *timeout_ms);
                 }
             });
+        }
+        Statement::SetAddress { field, to } => {
+            match to {
+                NewAddress::Of(source) => load(*source, reg::FIRST, list),
+                NewAddress::Mapped { key, map } => {
+                    load_all(key, reg::FIRST, list);
+                    look_up(map.as_str(), reg::FIRST, list);
+                }
+            }
+            write_address(*field, list);
         }
         Statement::SetCtMark { mask, xor } => {
             load(Field::CtMark, reg::FIRST, list);
@@ -212,6 +222,32 @@ fn load_all(fields: &[Field], first: u32, list: &mut Writer<'_>) -> u32 {
     })
 }
 
+/// Writes the first registers into an address of the packet. The checksum of the transport
+/// header covers both addresses, that of the IPv4 header is ten bytes into it.
+///
+/// # Panics
+/// With a field that is no address of the IP header.
+fn write_address(field: Field, list: &mut Writer<'_>) {
+    let (csum_type, csum_offset) = match field {
+        Field::IpSaddr | Field::IpDaddr => (payload::CSUM_INET, 10),
+        Field::Ip6Saddr | Field::Ip6Daddr => (payload::CSUM_NONE, 0),
+        other => unreachable!("{} is not written", other.name()),
+    };
+    let Source::Payload { base, offset } = Source::of(field) else {
+        unreachable!("an address is in the packet");
+    };
+    let len = u32::try_from(field.size()).expect("16 at most");
+    expression(list, "payload", |w| {
+        w.u32(payload::SREG, reg::FIRST);
+        w.u32(payload::BASE, base);
+        w.u32(payload::OFFSET, offset);
+        w.u32(payload::LEN, len);
+        w.u32(payload::CSUM_TYPE, csum_type);
+        w.u32(payload::CSUM_OFFSET, csum_offset);
+        w.u32(payload::CSUM_FLAGS, payload::L4CSUM_PSEUDOHDR);
+    });
+}
+
 fn load(field: Field, dreg: u32, list: &mut Writer<'_>) {
     match Source::of(field) {
         Source::Meta(key) => expression(list, "meta", |w| {
@@ -293,7 +329,7 @@ pub(crate) enum Source {
 }
 
 /// The fields whose [`Source`] has no parameters, for the way back.
-pub(crate) const PLAIN_FIELDS: [Field; 26] = [
+pub(crate) const PLAIN_FIELDS: [Field; 28] = [
     Field::NfProto,
     Field::EtherType,
     Field::L4Proto,
@@ -315,6 +351,8 @@ pub(crate) const PLAIN_FIELDS: [Field; 26] = [
     Field::CtDirection,
     Field::CtMark,
     Field::CtStatus,
+    Field::CtOrigIpSaddr,
+    Field::CtOrigIp6Saddr,
     Field::CtOrigIpDaddr,
     Field::CtOrigIp6Daddr,
     Field::CtOrigProtoDst,
@@ -354,6 +392,8 @@ impl Source {
             Field::CtDirection => ct(ct::KEY_DIRECTION, false),
             Field::CtMark => ct(ct::MARK, false),
             Field::CtStatus => ct(ct::STATUS, false),
+            Field::CtOrigIpSaddr => ct(ct::SRC_IP, true),
+            Field::CtOrigIp6Saddr => ct(ct::SRC_IP6, true),
             Field::CtOrigIpDaddr => ct(ct::DST_IP, true),
             Field::CtOrigIp6Daddr => ct(ct::DST_IP6, true),
             Field::CtOrigProtoDst => ct(ct::PROTO_DST, true),

@@ -147,9 +147,18 @@ pub(crate) mod payload {
     pub(crate) const BASE: u16 = 2;
     pub(crate) const OFFSET: u16 = 3;
     pub(crate) const LEN: u16 = 4;
+    pub(crate) const SREG: u16 = 5;
+    pub(crate) const CSUM_TYPE: u16 = 6;
+    pub(crate) const CSUM_OFFSET: u16 = 7;
+    pub(crate) const CSUM_FLAGS: u16 = 8;
     pub(crate) const LINK: u32 = 0;
     pub(crate) const NETWORK: u32 = 1;
     pub(crate) const TRANSPORT: u32 = 2;
+    /// `NFT_PAYLOAD_CSUM_NONE`, `NFT_PAYLOAD_CSUM_INET`.
+    pub(crate) const CSUM_NONE: u32 = 0;
+    pub(crate) const CSUM_INET: u32 = 1;
+    /// `NFT_PAYLOAD_L4CSUM_PSEUDOHDR`.
+    pub(crate) const L4CSUM_PSEUDOHDR: u32 = 1;
 }
 
 /// `enum nft_meta_attributes`, `enum nft_meta_keys`.
@@ -174,7 +183,9 @@ pub(crate) mod ct {
     pub(crate) const STATUS: u32 = 2;
     pub(crate) const MARK: u32 = 3;
     pub(crate) const PROTO_DST: u32 = 12;
+    pub(crate) const SRC_IP: u32 = 19;
     pub(crate) const DST_IP: u32 = 20;
+    pub(crate) const SRC_IP6: u32 = 21;
     pub(crate) const DST_IP6: u32 = 22;
     /// `IP_CT_DIR_ORIGINAL`.
     pub(crate) const ORIGINAL: u8 = 0;

@@ -6,12 +6,12 @@
 //! second look with the next sync.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use dataplane::kernel::{CommitError, Kernel};
 use dataplane::layout::INET;
 use dataplane::layout::services::{
-    self, AFFINITY, AffinityKey, Entry, NODE_ADDRESSES, frontend_key,
+    self, AFFINITY, AffinityGroup, AffinityKey, Entry, frontend_key,
 };
 use dataplane::object::{Element, IpFamily, Key};
 use dataplane::transaction::{Operation, Transaction, TransactionBuilder};
@@ -31,35 +31,25 @@ pub(super) struct Sweep {
 
 #[derive(Clone, Debug, Default)]
 struct Stale {
-    /// Entries of a frontend, `protocol` and address, that lead to an endpoint.
-    endpoints: BTreeSet<(u8, SocketAddr, SocketAddr)>,
-    /// All entries of a frontend.
-    frontends: BTreeSet<(u8, SocketAddr)>,
-    /// All entries of an address.
-    addresses: BTreeSet<IpAddr>,
+    /// Entries of a group that lead to an endpoint.
+    endpoints: BTreeSet<(AffinityGroup, SocketAddr)>,
+    /// All entries of a group.
+    groups: BTreeSet<AffinityGroup>,
 }
 
 impl Stale {
     fn is_empty(&self) -> bool {
-        self.endpoints.is_empty() && self.frontends.is_empty() && self.addresses.is_empty()
+        self.endpoints.is_empty() && self.groups.is_empty()
     }
 
     fn append(&mut self, mut other: Self) {
         self.endpoints.append(&mut other.endpoints);
-        self.frontends.append(&mut other.frontends);
-        self.addresses.append(&mut other.addresses);
+        self.groups.append(&mut other.groups);
     }
 
-    /// Whether it is an entry to take out. The frontend of a node port stands in the map
-    /// with the address that its client has used.
+    /// Whether it is an entry to take out.
     fn has(&self, key: AffinityKey, endpoint: SocketAddr) -> bool {
-        let address = key.frontend.ip();
-        let any = SocketAddr::new(IpFamily::of(address).unspecified(), key.frontend.port());
-        self.addresses.contains(&address)
-            || [key.frontend, any].into_iter().any(|frontend| {
-                self.frontends.contains(&(key.protocol, frontend))
-                    || self.endpoints.contains(&(key.protocol, frontend, endpoint))
-            })
+        self.groups.contains(&key.group) || self.endpoints.contains(&(key.group, endpoint))
     }
 }
 
@@ -68,37 +58,48 @@ impl<K: Kernel> Owner<K> {
     pub(super) fn note_affinity(&mut self, committed: &Transaction) {
         let mut stale = Stale::default();
         for (slot, endpoint) in self.gone_slots(committed) {
-            if self.is_sticky(slot.protocol, slot.frontend) {
-                let of_endpoint = (slot.protocol, slot.frontend, endpoint);
-                stale.endpoints.insert(of_endpoint);
+            // All frontends of a group have the same endpoints.
+            if let Some(group) = self.affinity_group(slot.protocol, slot.frontend) {
+                stale.endpoints.insert((group, endpoint));
             }
         }
         for operation in &committed.operations {
             let Operation::DeleteElements { set, elements, .. } = operation else {
                 continue;
             };
-            for family in IpFamily::BOTH {
-                let keys = || elements.iter().map(|(key, _)| key);
-                for entry in Entry::BOTH {
-                    if entry.sticky().of(family) == set {
-                        let parse = |key| services::parse_frontend(entry, family, key);
-                        stale.frontends.extend(keys().filter_map(|key| parse(key)));
-                    }
+            for (entry, family) in Entry::BOTH
+                .into_iter()
+                .flat_map(|entry| IpFamily::BOTH.map(|family| (entry, family)))
+            {
+                if entry.affinity_groups().of(family) == set {
+                    let groups = elements.iter().filter_map(|(_, element)| {
+                        let group = AffinityGroup::of_element(family, element)?;
+                        (!self.proxy.has_affinity_group(group)).then_some(group)
+                    });
+                    stale.groups.extend(groups);
                 }
-                if NODE_ADDRESSES.of(family) == set {
-                    let parse = |key| services::parse_address(family, key);
-                    stale.addresses.extend(keys().filter_map(|key| parse(key)));
+                if entry.sticky().of(family) == set {
+                    // A frontend that still has a group is learnt for another time now.
+                    let groups = elements.iter().filter_map(|(key, _)| {
+                        let (protocol, at) = services::parse_frontend(entry, family, key)?;
+                        self.affinity_group(protocol, at)
+                    });
+                    stale.groups.extend(groups);
                 }
             }
         }
         self.affinity.next.append(stale);
     }
 
-    fn is_sticky(&self, protocol: u8, frontend: SocketAddr) -> bool {
+    /// Under what the clients of the frontend are remembered, if they are.
+    fn affinity_group(&self, protocol: u8, frontend: SocketAddr) -> Option<AffinityGroup> {
         let (ip, port) = (frontend.ip(), frontend.port());
-        let map = Entry::of(ip).sticky().of(IpFamily::of(ip));
-        let key = frontend_key(ip, protocol, port);
-        self.desired.get(&INET, map, &key).is_some()
+        let family = IpFamily::of(ip);
+        let map = Entry::of(ip).affinity_groups().of(family);
+        let element = self
+            .desired
+            .get(&INET, map, &frontend_key(ip, protocol, port))?;
+        AffinityGroup::of_element(family, element)
     }
 
     /// Takes out what was noted. Returns whether to look once more.

@@ -11,7 +11,7 @@ use dataplane::kernel::Kernel;
 use dataplane::layout::{self, INET, services as layout_of};
 use dataplane::object::{Element, Family, Hook, IpFamily, Key, Ruleset, Value};
 use dataplane::rule::Verdict;
-use dataplane::trace::{Fate, Packet, Tracer};
+use dataplane::trace::{Fate, Learnt, Packet, Tracer};
 use dataplane::transaction::Transaction;
 
 use crate::model::{
@@ -338,34 +338,64 @@ impl Node {
     pub(super) fn walk_as(&self, from: From, source: &str, destination: &str) -> BTreeSet<String> {
         let to: SocketAddr = destination.parse().expect("ip:port");
         let source = address(source);
-        let end = |choice: u32| {
-            let choose = |slots: u32| choice % slots;
-            let tracer = Tracer::new(self.kernel.ruleset(), &choose);
-            let mut packet = Packet::first(source, to.ip(), 6, to.port());
-            packet.iifname = from.interface().to_owned();
-            packet.from_local = from == From::Node;
-            let hooks: &[Hook] = match from {
-                From::Node => &[Hook::Output, Hook::Postrouting],
-                _ => &[Hook::Prerouting, Hook::Forward, Hook::Postrouting],
-            };
-            let mut is_masqueraded = false;
-            for hook in hooks {
-                let trace = tracer.hook(Family::Inet, *hook, &mut packet);
-                is_masqueraded |= trace.masquerade;
-                match trace.fate {
-                    Fate::Accepted => {}
-                    Fate::Dropped => return "dropped".to_owned(),
-                    Fate::Rejected(_) => return "refused".to_owned(),
-                }
-            }
-            if packet.flow.status & ct_status::DNAT == 0 {
-                return "untouched".to_owned();
-            }
-            let end = SocketAddr::new(packet.daddr, packet.dport);
-            let mark = if is_masqueraded { " masqueraded" } else { "" };
-            format!("{end}{mark}")
+        (0..24)
+            .map(|choice| self.connect(from, source, to, choice).0)
+            .collect()
+    }
+
+    /// Where a new TCP connection ends whose slot is chosen so, and what is learnt of it.
+    fn connect(
+        &self,
+        from: From,
+        source: IpAddr,
+        to: SocketAddr,
+        choice: u32,
+    ) -> (String, Vec<Learnt>) {
+        let choose = |slots: u32| choice % slots;
+        let tracer = Tracer::new(self.kernel.ruleset(), &choose);
+        let mut packet = Packet::first(source, to.ip(), 6, to.port());
+        packet.iifname = from.interface().to_owned();
+        packet.from_local = from == From::Node;
+        let hooks: &[Hook] = match from {
+            From::Node => &[Hook::Output, Hook::Postrouting],
+            _ => &[Hook::Prerouting, Hook::Forward, Hook::Postrouting],
         };
-        (0..24).map(end).collect()
+        let mut is_masqueraded = false;
+        let mut learnt = Vec::new();
+        for hook in hooks {
+            let trace = tracer.hook(Family::Inet, *hook, &mut packet);
+            is_masqueraded |= trace.masquerade;
+            learnt.extend(trace.learnt);
+            match trace.fate {
+                Fate::Accepted => {}
+                Fate::Dropped => return ("dropped".to_owned(), learnt),
+                Fate::Rejected(_) => return ("refused".to_owned(), learnt),
+            }
+        }
+        assert_eq!(packet.saddr, source, "as it came, until it is masqueraded");
+        if packet.flow.status & ct_status::DNAT == 0 {
+            assert_eq!(packet.daddr, to.ip(), "as it came");
+            return ("untouched".to_owned(), learnt);
+        }
+        let end = SocketAddr::new(packet.daddr, packet.dport);
+        let mark = if is_masqueraded { " masqueraded" } else { "" };
+        (format!("{end}{mark}"), learnt)
+    }
+
+    /// The endpoint of a new TCP connection, whose slot is chosen so where that is open. The
+    /// kernel has learnt it afterwards.
+    pub(super) fn visit(&mut self, from: From, destination: &str, choice: u32) -> String {
+        let to: SocketAddr = destination.parse().expect("ip:port");
+        let source = from.address(IpFamily::of(to.ip()));
+        let (end, learnt) = self.connect(from, source, to, choice);
+        self.kernel.tamper(|ruleset| {
+            for entry in learnt {
+                let table = ruleset.tables.get_mut(&entry.table).expect("the table");
+                let map = table.sets.get_mut(&entry.map).expect("the map");
+                map.elements.insert(entry.key, Element::data(entry.data));
+            }
+        });
+        end.trim_end_matches(" masqueraded").to_owned()
     }
 
     pub(super) fn ruleset(&self) -> &Ruleset {

@@ -183,7 +183,7 @@ impl Balancer {
         let mut rules = Vec::new();
         for family in IpFamily::BOTH {
             if self.sticky {
-                rules.push(affinity::find(family));
+                rules.extend(affinity::find(self.lane.entry, family));
             }
             rules.push(self.translate(family, self.algorithm.slot(family, self.slots)));
             if self.slots > 1 {

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use dataplane::datatype::Bytes;
 use dataplane::kernel::StaleFlow;
 use dataplane::layout::INET;
-use dataplane::layout::services::{AFFINITY, endpoint_data};
+use dataplane::layout::services::{
+    AFFINITY, AFFINITY_GROUPS, AffinityGroup, AffinityKey, endpoint_data, frontend_key,
+};
 use dataplane::object::{Element, IpFamily};
 use proxy::model::{Protocol, ServiceType};
 
@@ -127,12 +128,19 @@ fn sticky(seconds: Option<u32>) -> Object {
     Object::Service(service)
 }
 
-/// As the rules would: the client went by the frontend to the endpoint.
-fn learn(node: &mut Node, client: &str, frontend: &str, endpoint: &str) {
-    let [frontend, endpoint] = [frontend, endpoint].map(|text| text.parse::<SocketAddr>());
-    let (frontend, endpoint) = (frontend.expect("ip:port"), endpoint.expect("ip:port"));
-    let key = Bytes::new().addr(ip(client)).addr(frontend.ip());
-    let key = key.proto(6).port(frontend.port()).build();
+/// The group of the Service.
+fn group(node: &mut Node) -> AffinityGroup {
+    let ruleset = node.ruleset();
+    let groups = &ruleset.tables[&*INET].sets[AFFINITY_GROUPS.of(IpFamily::V4)];
+    let element = &groups.elements[&frontend_key(ip("10.96.0.10"), 6, 80)];
+    AffinityGroup::of_element(IpFamily::V4, element).expect("a group")
+}
+
+/// As the rules would: the client went by a frontend of the group to the endpoint.
+fn learn(node: &mut Node, client: &str, group: AffinityGroup, endpoint: &str) {
+    let endpoint = endpoint.parse::<SocketAddr>().expect("ip:port");
+    let client = ip(client);
+    let key = AffinityKey { client, group }.build();
     let element = Element::data(endpoint_data(endpoint.ip(), endpoint.port()));
     node.kernel().fake.tamper(|ruleset| {
         let table = ruleset.tables.get_mut(&*INET).expect("the table");
@@ -147,13 +155,23 @@ fn learnt(node: &mut Node) -> usize {
     map.elements.len()
 }
 
-/// Three clients at one endpoint by two frontends, one at the other, one of another Service.
+/// Two clients at one endpoint, one at the other, one of another Service.
 fn learn_all(node: &mut Node) {
-    learn(node, "10.88.0.2", "10.96.0.10:80", "10.99.0.2:8080");
-    learn(node, "10.88.0.3", "10.96.0.10:80", "10.99.0.2:8080");
-    learn(node, "10.88.0.2", "192.0.2.3:30080", "10.99.0.2:8080");
-    learn(node, "10.88.0.4", "10.96.0.10:80", "10.99.0.3:8080");
-    learn(node, "10.88.0.2", "10.96.0.77:80", "10.99.0.2:8080");
+    let group = group(node);
+    learn(node, "10.88.0.2", group, "10.99.0.2:8080");
+    learn(node, "10.88.0.3", group, "10.99.0.2:8080");
+    learn(node, "10.88.0.4", group, "10.99.0.3:8080");
+    let other = AffinityGroup::new(77);
+    learn(node, "10.88.0.2", other, "10.99.0.2:8080");
+}
+
+/// The same by its cluster IP alone.
+fn without_node_port() -> Object {
+    let Object::Service(mut service) = sticky(Some(10_800)) else {
+        panic!("a Service");
+    };
+    service.kind = ServiceType::ClusterIp;
+    Object::Service(service)
 }
 
 type Change = fn(&mut Node);
@@ -162,7 +180,7 @@ type Change = fn(&mut Node);
 #[test]
 fn clients_are_forgotten_with_what_they_went_to() {
     let two = || endpoints(Protocol::Tcp, &["10.99.0.2", "10.99.0.3"]);
-    let cases: [(Change, usize); 4] = [
+    let cases: [(Change, usize); 5] = [
         (
             |node| node.apply(endpoints(Protocol::Tcp, &["10.99.0.3"])),
             2,
@@ -170,13 +188,15 @@ fn clients_are_forgotten_with_what_they_went_to() {
         (|node| node.apply(sticky(Some(60))), 1),
         (|node| node.apply(sticky(None)), 1),
         (|node| node.delete(&sticky(None)), 1),
+        // The clients of a frontend that goes may come by another.
+        (|node| node.apply(without_node_port()), 4),
     ];
     for (change, left) in cases {
         let mut node = node([sticky(Some(10_800)), two()]);
         learn_all(&mut node);
         // Others leave it alone.
         node.apply(service("x/other", "10.96.0.11", "other"));
-        assert_eq!(learnt(&mut node), 5);
+        assert_eq!(learnt(&mut node), 4);
         change(&mut node);
         assert_eq!(learnt(&mut node), left);
         assert!(node.owner.is_synced());
@@ -189,10 +209,11 @@ fn clients_are_forgotten_with_what_they_went_to() {
 fn what_is_learnt_during_the_commit_is_forgotten_by_the_next_sync() {
     let two = endpoints(Protocol::Tcp, &["10.99.0.2", "10.99.0.3"]);
     let mut node = node([sticky(Some(10_800)), two]);
+    let group = group(&mut node);
     let one = endpoints(Protocol::Tcp, &["10.99.0.3"]);
     node.owner.handle(crate::event::Event::Apply(one));
     node.owner.sync().expect("the kernel takes it");
-    learn(&mut node, "10.88.0.2", "10.96.0.10:80", "10.99.0.2:8080");
+    learn(&mut node, "10.88.0.2", group, "10.99.0.2:8080");
     assert!(node.owner.is_dirty(), "there is a second look");
     node.settle();
     assert_eq!(learnt(&mut node), 0);
