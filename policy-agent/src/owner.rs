@@ -11,6 +11,7 @@
 //! ```
 
 mod affinity;
+mod blame;
 mod commit;
 mod complaints;
 mod endpoints;

@@ -38,7 +38,7 @@ const SILENCE: Duration = Duration::from_secs(10);
 const CHECK: Duration = Duration::from_millis(500);
 /// Who has found the complaints of a review.
 const OWNER: &str = "owner";
-/// How long after a sync everything is looked through, for what nobody waits for.
+/// How long after a sync what it has changed is looked through, for what nobody waits for.
 const REVIEW: Duration = Duration::from_secs(2);
 
 /// What the owner's thread is told.
@@ -478,8 +478,12 @@ impl<K: Kernel> Runtime<K> {
 
     fn review_if_due(&mut self) {
         if self.review.is_some_and(|due| due <= Instant::now()) {
+            let Some(complaints) = self.owner.review() else {
+                // After what has come in meanwhile.
+                self.review = Some(Instant::now());
+                return;
+            };
             self.review = None;
-            let complaints = self.owner.review();
             self.complaints.insert(OWNER, complaints);
             self.tell_complaints();
         }

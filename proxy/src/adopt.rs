@@ -10,7 +10,6 @@ use dataplane::object::{IpFamily, Ruleset};
 use crate::frontend::FrontendId;
 use crate::hash::HashMap;
 use crate::maps::TableId;
-use crate::model::Protocol;
 use crate::slots::Target;
 
 /// The endpoints of each frontend in the order of their slots. Elements that no proxy of
@@ -25,7 +24,7 @@ pub(crate) fn slots(observed: &Ruleset) -> HashMap<TableId, Vec<Target>> {
         let elements = table.sets.get(lane.endpoints().of(family));
         for (key, element) in elements.into_iter().flat_map(|set| &set.elements) {
             if let Some(slot) = Slot::parse(lane.entry, family, key)
-                && let Some(id) = frontend_of(slot)
+                && let Some(id) = FrontendId::of(slot.protocol, slot.frontend)
                 && let Some(endpoint) = parse_endpoint(family, element)
             {
                 let target = Target {
@@ -47,14 +46,4 @@ pub(crate) fn slots(observed: &Ruleset) -> HashMap<TableId, Vec<Target>> {
         .into_iter()
         .map(|(at, slots)| (at, in_order(slots)))
         .collect()
-}
-
-fn frontend_of(slot: Slot) -> Option<FrontendId> {
-    Some(FrontendId {
-        address: slot.frontend.ip(),
-        protocol: [Protocol::Tcp, Protocol::Udp, Protocol::Sctp]
-            .into_iter()
-            .find(|known| known.number() == slot.protocol)?,
-        port: slot.frontend.port(),
-    })
 }

@@ -47,8 +47,20 @@ impl Claims {
         at.map(|(_, claim)| &claim.owner.service.key)
     }
 
-    /// The Service claims the frontend.
-    pub(crate) fn claim(&mut self, id: FrontendId, kind: FrontendKind, service: &Arc<Service>) {
+    /// Those who claim the frontend, the owner first.
+    pub(crate) fn claimants(&self, id: FrontendId) -> impl Iterator<Item = &ObjectKey> + use<'_> {
+        let claim = self.by_frontend.get(&id).into_iter();
+        let all = claim.flat_map(|claim| std::iter::once(&claim.owner).chain(&claim.rivals));
+        all.map(|claimant| &claimant.service.key)
+    }
+
+    /// The Service claims the frontend. Returns whether others do so, too.
+    pub(crate) fn claim(
+        &mut self,
+        id: FrontendId,
+        kind: FrontendKind,
+        service: &Arc<Service>,
+    ) -> bool {
         let mut newcomer = Claimant {
             kind,
             service: Arc::clone(service),
@@ -59,6 +71,7 @@ impl Claims {
                     owner: newcomer,
                     rivals: Vec::new(),
                 });
+                false
             }
             Entry::Occupied(entry) => {
                 let claim = entry.into_mut();
@@ -66,6 +79,7 @@ impl Claims {
                     std::mem::swap(&mut claim.owner, &mut newcomer);
                 }
                 claim.rivals.push(newcomer);
+                true
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use dataplane::object::IpFamily;
 use ipnet::IpNet;
@@ -23,6 +23,16 @@ pub struct FrontendId {
 }
 
 impl FrontendId {
+    /// The frontend of an IP protocol; `None` for one that no Service can have.
+    pub(crate) fn of(protocol: u8, at: SocketAddr) -> Option<Self> {
+        let known = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
+        Some(Self {
+            address: at.ip(),
+            protocol: known.into_iter().find(|known| known.number() == protocol)?,
+            port: at.port(),
+        })
+    }
+
     /// Family of the address.
     pub const fn family(&self) -> IpFamily {
         IpFamily::of(self.address)
@@ -32,7 +42,7 @@ impl FrontendId {
 impl fmt::Display for FrontendId {
     /// `10.96.0.1:80/TCP`, `[fd96::1]:80/TCP`, `0.0.0.0:30080/TCP`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let socket = std::net::SocketAddr::new(self.address, self.port);
+        let socket = SocketAddr::new(self.address, self.port);
         write!(f, "{socket}/{}", self.protocol)
     }
 }

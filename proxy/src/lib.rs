@@ -22,6 +22,7 @@ mod affinity;
 mod claims;
 mod config;
 mod endpoints;
+mod findings;
 mod frontend;
 mod hash;
 mod health;
@@ -39,7 +40,7 @@ mod surroundings;
 pub mod topology;
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use dataplane::desired::Desired;
 use dataplane::layout::services::{AffinityGroup, set_masquerade_all};
@@ -55,6 +56,7 @@ use crate::model::{EndpointSlice, ObjectKey, Service};
 use crate::surroundings::Surroundings;
 
 pub use crate::config::ProxyConfig;
+pub use crate::findings::Findings;
 pub use crate::frontend::{FrontendId, FrontendKind};
 pub use crate::health::HealthCheck;
 pub use crate::node_ports::NodePortEndpoints;
@@ -75,6 +77,7 @@ pub struct Proxy {
     maps: Maps,
     /// Frontends that somebody has given up since the last sync.
     released: BTreeSet<FrontendId>,
+    unreviewed: findings::Unreviewed,
 }
 
 /// What a sync did.
@@ -104,6 +107,7 @@ impl Proxy {
             masquerade_all: None,
             maps: Maps::default(),
             released: BTreeSet::new(),
+            unreviewed: findings::Unreviewed::default(),
         }
     }
 
@@ -196,13 +200,16 @@ impl Proxy {
     pub fn remove_service(&mut self, key: &ObjectKey) {
         if let Some(old) = self.index.remove_service(key) {
             self.release(&old);
+            self.unreviewed.add(key.clone());
         }
     }
 
     fn claim(&mut self, planned: &PlannedService) {
         for frontend in &planned.plan.frontends {
-            self.claims
-                .claim(frontend.id, frontend.kind, &planned.service);
+            let service = &planned.service;
+            if self.claims.claim(frontend.id, frontend.kind, service) {
+                self.review_claimants(frontend.id);
+            }
         }
         self.cluster_ips.add(&planned.service);
     }
@@ -210,6 +217,7 @@ impl Proxy {
     fn release(&mut self, planned: &PlannedService) {
         for frontend in &planned.plan.frontends {
             if let Some(heir) = self.claims.release(frontend.id, &planned.service.key) {
+                self.review_claimants(frontend.id);
                 self.index.note(&heir);
             }
             self.released.insert(frontend.id);
@@ -246,9 +254,11 @@ impl Proxy {
                 self.maps.withdraw(desired, id, &mut report);
             }
         }
-        for key in self.index.take_noted() {
-            self.compile(&key, desired, &mut report);
+        let noted = self.index.take_noted();
+        for key in &noted {
+            self.compile(key, desired, &mut report);
         }
+        self.unreviewed.append(noted);
         self.maps.forget_adopted();
         report
     }
@@ -290,6 +300,13 @@ impl Proxy {
         let slices = self.index.get(service).map(|entry| &*entry.slices);
         let slices = slices.unwrap_or_default().iter();
         slices.map(|slice| &*slice.name)
+    }
+
+    /// The Service that a frontend, by IP protocol, is served for; the unspecified address
+    /// stands for a node port.
+    pub fn owner(&self, protocol: u8, frontend: SocketAddr) -> Option<&ObjectKey> {
+        let id = FrontendId::of(protocol, frontend)?;
+        self.claims.owner(id)
     }
 
     /// The Services that are reached at the address.

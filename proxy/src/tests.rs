@@ -11,3 +11,4 @@ mod properties;
 mod scale;
 mod status;
 mod surroundings;
+mod tables;

@@ -40,7 +40,7 @@ impl<K: Kernel> Owner<K> {
             return complaints;
         }
         let groups = self.policies.groups();
-        for (chain, reason) in self.progress.refused.iter() {
+        for (chain, reason) in self.progress.refused.chains() {
             let Some(group) = groups.get(chain) else {
                 continue;
             };

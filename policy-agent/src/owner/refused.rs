@@ -40,11 +40,20 @@ impl RefusedObjects {
         self.0.len()
     }
 
-    /// Names and reasons.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0
-            .values()
-            .map(|refused| (&*refused.object, &*refused.reason))
+    /// The elements: set, key, name and reason.
+    pub(super) fn elements(&self) -> impl Iterator<Item = (&Name, &Key, &str, &str)> {
+        self.0.iter().filter_map(|(place, refused)| match place {
+            Place::Element(_, set, key) => Some((set, key, &*refused.object, &*refused.reason)),
+            Place::Chain(..) => None,
+        })
+    }
+
+    /// The chains: name and reason.
+    pub(super) fn chains(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().filter_map(|(place, refused)| match place {
+            Place::Chain(..) => Some((&*refused.object, &*refused.reason)),
+            Place::Element(..) => None,
+        })
     }
 
     /// Gives up what is desired of the element: what is applied of it stays.

@@ -1,12 +1,12 @@
 //! What health, metrics and the proxy's servers need of the Services.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use dataplane::kernel::Kernel;
 use k8s_openapi::jiff::Timestamp;
 use proxy::model::{EndpointSlice, ObjectKey, Service};
-use proxy::{FrontendKind, FrontendState, ProxyConfig};
+use proxy::{Findings, ProxyConfig};
 use serde::{Deserialize, Serialize};
 
 use super::Owner;
@@ -14,6 +14,9 @@ use super::news::Served;
 use crate::addresses::HostAddresses;
 use crate::complaint::Complaint;
 use crate::config::services::{NodePortAddress, ServiceConfig};
+
+/// A review looks at so many Services at a time: others want the owner, too.
+const REVIEWED_AT_ONCE: usize = 500;
 
 /// The Services in numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -66,7 +69,9 @@ pub(super) struct ServiceProgress {
     /// When what has changed has happened, in milliseconds since the epoch.
     triggered: Vec<i64>,
     observations: Observations,
-    /// See [`ServiceSummary`]; as of the last review.
+    /// Of the Services that have any, as of the last review.
+    findings: BTreeMap<ObjectKey, Findings>,
+    /// See [`ServiceSummary`]: their sums.
     contested: usize,
     no_local_endpoints: NoLocalEndpoints,
     /// On which of the node's addresses node ports are served.
@@ -84,6 +89,7 @@ impl Default for ServiceProgress {
             synced: (0, 0),
             triggered: Vec::new(),
             observations: Observations::default(),
+            findings: BTreeMap::new(),
             contested: 0,
             no_local_endpoints: NoLocalEndpoints::default(),
             node_port_addresses: vec![NodePortAddress::Primary],
@@ -117,6 +123,21 @@ impl ServiceProgress {
             let milliseconds = u32::try_from((now - at).max(0)).unwrap_or(u32::MAX);
             let seconds = f64::from(milliseconds) / 1e3;
             self.observations.programming_seconds.push(seconds);
+        }
+    }
+
+    /// What there is to say of the Service now.
+    fn found(&mut self, key: ObjectKey, findings: Findings) {
+        let before = self.findings.remove(&key).unwrap_or_default();
+        let no_local = &mut self.no_local_endpoints;
+        self.contested -= before.contested;
+        no_local.internal -= usize::from(before.drops_internal);
+        no_local.external -= usize::from(before.drops_external);
+        self.contested += findings.contested;
+        no_local.internal += usize::from(findings.drops_internal);
+        no_local.external += usize::from(findings.drops_external);
+        if !findings.is_empty() {
+            self.findings.insert(key, findings);
         }
     }
 
@@ -184,29 +205,23 @@ impl<K: Kernel> Owner<K> {
         std::mem::take(&mut self.service_progress.observations)
     }
 
-    /// Counts what takes a look at every Service, and returns everything that is wrong: not
-    /// to be done at every change.
-    pub fn review(&mut self) -> Vec<Complaint> {
-        let mut complaints = Vec::new();
-        let mut contested = 0;
-        let mut no_local = NoLocalEndpoints::default();
-        for service in self.proxy.services() {
-            let mut drops = [false; 2];
-            for frontend in &service.frontends {
-                match &frontend.state {
-                    FrontendState::Lost { .. } => contested += 1,
-                    FrontendState::Dropped => {
-                        drops[usize::from(frontend.kind != FrontendKind::ClusterIp)] = true;
-                    }
-                    _ => {}
-                }
-            }
-            no_local.internal += usize::from(drops[0]);
-            no_local.external += usize::from(drops[1]);
-            for problem in service.problems {
-                let mut complaint =
-                    Complaint::of_service(&service.key, "ServiceNotServed", problem);
-                complaint.uid = self.proxy.uid(&service.key).map(str::to_owned);
+    /// Looks at Services that have changed since, not at many at once. Returns everything
+    /// that is wrong, or `None` while there are others to look at.
+    pub fn review(&mut self) -> Option<Vec<Complaint>> {
+        let reviewed = self.proxy.review(REVIEWED_AT_ONCE);
+        let is_done = reviewed.len() < REVIEWED_AT_ONCE;
+        for (key, findings) in reviewed {
+            self.service_progress.found(key, findings);
+        }
+        is_done.then(|| self.complaints())
+    }
+
+    fn complaints(&self) -> Vec<Complaint> {
+        let mut complaints = self.refusals();
+        for (key, findings) in &self.service_progress.findings {
+            for problem in &findings.problems {
+                let mut complaint = Complaint::of_service(key, "ServiceNotServed", problem.clone());
+                complaint.uid = self.proxy.uid(key).map(str::to_owned);
                 complaints.push(complaint);
             }
         }
@@ -219,8 +234,6 @@ impl<K: Kernel> Owner<K> {
             });
         }
         complaints.extend(self.policy_complaints());
-        self.service_progress.contested = contested;
-        self.service_progress.no_local_endpoints = no_local;
         complaints
     }
 

@@ -232,9 +232,11 @@ impl<K: Kernel> Owner<K> {
                 reason,
             })
         });
-        let refused = self.progress.refused.iter();
-        let refused = refused.map(|(object, reason)| Problem {
-            object: object.to_owned(),
+        let refused = self.refusals();
+        let refused = refused.iter().map(Problem::from);
+        let chains = self.progress.refused.chains();
+        let chains = chains.map(|(chain, reason)| Problem {
+            object: chain.to_owned(),
             reason: reason.to_owned(),
         });
         invalid
@@ -242,6 +244,7 @@ impl<K: Kernel> Owner<K> {
             .chain(in_cluster_policies)
             .chain(of_services)
             .chain(refused)
+            .chain(chains)
             .chain(self.network.problems().cloned())
             .collect()
     }

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::harness::*;
-use crate::model::{EndpointSlice, Protocol, Service, SliceEndpoint, TrafficPolicy};
+use crate::model::{EndpointSlice, ObjectKey, Protocol, Service, SliceEndpoint, TrafficPolicy};
+use crate::{Findings, FrontendKind, FrontendState};
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 const SLICES: [&str; 5] = ["s1", "s2", "s3", "s4", "s5"];
@@ -228,6 +229,30 @@ fn carry_out(node: &mut Node, step: Step) {
     }
 }
 
+/// What is to be said of each Service, by a look at all of them.
+fn findings_of_all(node: &Node) -> BTreeMap<ObjectKey, Findings> {
+    let mut all = BTreeMap::new();
+    for service in node.proxy.services() {
+        let states = |wanted: &FrontendState, is_internal: bool| {
+            let of_kind = service.frontends.iter();
+            let of_kind = of_kind.filter(|f| (f.kind == FrontendKind::ClusterIp) == is_internal);
+            of_kind.filter(|f| f.state == *wanted).count() > 0
+        };
+        let is_lost = |state: &FrontendState| matches!(state, FrontendState::Lost { .. });
+        let lost = service.frontends.iter().filter(|f| is_lost(&f.state));
+        let findings = Findings {
+            contested: lost.count(),
+            drops_internal: states(&FrontendState::Dropped, true),
+            drops_external: states(&FrontendState::Dropped, false),
+            problems: service.problems.clone(),
+        };
+        if !findings.is_empty() {
+            all.insert(service.key, findings);
+        }
+    }
+    all
+}
+
 fn described_sets(node: &Node) -> BTreeMap<String, BTreeSet<String>> {
     let described = described(node.ruleset()).into_iter();
     described
@@ -250,11 +275,17 @@ proptest! {
     ) {
         let mut node = Node::new();
         let mut objects = Objects::default();
+        let mut reviewed = BTreeMap::new();
         for step in steps {
             objects.take(&step);
             carry_out(&mut node, step);
+            // Some are looked at between the steps, as they are while others change.
+            reviewed.extend(node.proxy.review(2));
         }
         node.settle();
+        reviewed.extend(node.proxy.review(usize::MAX));
+        reviewed.retain(|_, findings| !findings.is_empty());
+        prop_assert_eq!(reviewed, findings_of_all(&node));
         prop_assert_eq!(described_sets(&node), objects.expected());
         prop_assert_eq!(node.ruleset(), node.desired.ruleset());
 
