@@ -64,7 +64,7 @@ impl Scheduler {
                 "needs the number of connections, which no rule knows"
             }
             "dh" => "is the same endpoint for everybody, as a Service has one address",
-            "wrr" => "needs weights, which endpoints do not have",
+            "wrr" => "is rr, as endpoints have no weights: kube-proxy gave each the same to IPVS",
             _ => "is not known",
         };
         let mut problem = format!("annotation {ANNOTATION}: {name:?} {why}; ");
