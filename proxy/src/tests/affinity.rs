@@ -142,7 +142,7 @@ fn service_ports_and_services_are_told_apart() {
     let slices = || {
         let of = |name: &str, ports: &[Port<'_>]| EndpointSlice {
             key: key(name),
-            service: name.to_owned(),
+            service: name.into(),
             ..slice(name, name, ports, [ready("10.1.0.1"), ready("fd10::1")])
         };
         [of("web", &two_ports), of("other", HTTP)]

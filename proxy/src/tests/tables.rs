@@ -154,8 +154,8 @@ fn slices_of_a_service_are_one_list() {
     };
     let other = |service: &str, namespace: &str| {
         let mut slice = web("other", 80, &[(9, "r")]);
-        slice.service = service.to_owned();
-        slice.key.namespace = namespace.to_owned();
+        slice.service = service.into();
+        slice.key.namespace = namespace.into();
         slice
     };
     let mut no_port = web("web-2", 80, &[(2, "r")]);
