@@ -70,11 +70,6 @@ impl<'n> Agent<'n> {
         Ok(agent)
     }
 
-    /// Its process.
-    pub fn pid(&self) -> u32 {
-        self.process.pid()
-    }
-
     /// Waits until everything written so far is in the kernel.
     pub fn wait(&self) -> Result<()> {
         let limit = format!("{}s", READY.as_secs());
