@@ -94,3 +94,72 @@ fn are_up<'a>(mut answers: impl Iterator<Item = &'a Answer>) -> Result<bool, Net
         Ok(all && answer.outcome.is_ok() && is_up)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use nix::errno::Errno;
+
+    use super::*;
+    use crate::netlink::Refusal;
+
+    /// An answer with one `RTM_NEWLINK`, whose only attribute is `IFLA_OPERSTATE`.
+    fn answer(state: u8) -> Answer {
+        let mut link = vec![0; 16];
+        link.extend([5, 0, 16, 0, state, 0, 0, 0]);
+        Answer {
+            action: "test".into(),
+            outcome: Ok(()),
+            replies: vec![(16, link)],
+        }
+    }
+
+    fn refused() -> Answer {
+        let refusal = Refusal {
+            errno: Errno::ENODEV,
+            reason: None,
+        };
+        Answer {
+            action: "test".into(),
+            outcome: Err(refusal),
+            replies: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn links_are_up_when_each_of_them_says_so_and_a_refusal_says_nothing() {
+        let up = |answers: &[Answer]| are_up(answers.iter()).unwrap();
+        assert!(up(&[answer(6), answer(6)]));
+        // Unknown, not present, down, down below, testing, dormant (RFC 2863).
+        for other in 0..6 {
+            assert!(!up(&[answer(6), answer(other)]), "{other}");
+        }
+        assert!(!up(&[answer(6), refused()]));
+        let silent = Answer {
+            replies: Vec::new(),
+            ..answer(6)
+        };
+        assert!(!up(&[silent]));
+    }
+
+    #[test]
+    fn the_host_is_asked_in_its_own_namespace_or_by_its_number_port_first() {
+        let way = Way {
+            pod_index: 2,
+            port: "trm0",
+            bridge: Some("cbr0"),
+        };
+        let mut batch = Batch::default();
+        way.push_to(&mut batch);
+        assert_eq!(batch.count(), 3);
+        let mut directly = Batch::default();
+        way.push_host_questions(&mut directly, None);
+        assert_eq!(directly.count(), 2);
+        let routed = Way {
+            bridge: None,
+            ..way
+        };
+        let mut batch = Batch::default();
+        routed.push_to(&mut batch);
+        assert_eq!(batch.count(), 2);
+    }
+}

@@ -330,3 +330,25 @@ fn ipv6_that_is_off_on_new_links_of_the_node_is_turned_on_for_a_pods_link() -> R
     }
     Ok(())
 }
+
+/// cni.md 31: where links begin without IPv6, on the node or in the pod, those of pods have it.
+#[test]
+fn ipv6_works_where_new_links_begin_without_it_in_every_mode() -> Result<()> {
+    require_root!();
+    for mode in ["routed-ports", "l2", "routed"] {
+        let node = Node::new()?;
+        let pod = NetNs::create("pod")?;
+        for netns in [&node.netns, &pod] {
+            netns.sysctl("net.ipv6.conf.default.disable_ipv6", 1)?;
+        }
+        let keys = json!({"mode": mode});
+        let result = add(&node, &pod, &keys).result()?;
+        for ip in inspect::result_ips(&result)? {
+            node.netns.ping(ip)?;
+        }
+        pod.ping(Family::V6.pick(GATEWAYS))?;
+        del(&node, &pod)?;
+        assert_empty(&node)?;
+    }
+    Ok(())
+}
