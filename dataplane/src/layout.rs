@@ -10,6 +10,7 @@
 //!  inet   forward       0  forward    unserved frontends; egress, then ingress policy
 //!  inet   input         0  input      unserved frontends; egress policy
 //!  inet   output        0  output     unserved frontends; a node's own traffic is exempt
+//!  inet   input, forward 0 tunnels    VXLAN is from nodes, where there are tunnels
 //!  inet   postrouting  90  learn      session affinity
 //!  inet   postrouting 100  masquerade what must come back through this node
 //!  inet   postrouting 101  hostports, masquerade: the same for hostPorts; pods that leave
@@ -29,6 +30,7 @@ pub mod policy;
 pub mod ports;
 pub mod services;
 pub mod standalone;
+pub mod tunnels;
 
 use std::sync::LazyLock;
 

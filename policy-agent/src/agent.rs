@@ -97,7 +97,7 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
         }
         owner.configure_services(&services);
         if network.is_on() {
-            owner.follow_network();
+            owner.follow_network(network.has_tunnels().then_some(network.vxlan_port));
         }
         if let Some(folder) = state_folder(arguments) {
             fall_back(&mut owner, folder, &arguments.node_name);

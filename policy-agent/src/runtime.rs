@@ -283,7 +283,9 @@ impl<K: Kernel> Runtime<K> {
             Mail::Network(status, direct) => {
                 self.health.network(&status);
                 self.owner.set_network(*status, direct);
-                self.note_change();
+                if self.owner.is_dirty() {
+                    self.note_change();
+                }
             }
             Mail::Ping => {}
             Mail::Stop => unreachable!("the loop ends at it"),

@@ -101,6 +101,11 @@ impl NetworkConfig {
         self.mode != NetworkMode::None || self.cni_conf_dir.is_some()
     }
 
+    /// Whether pods of other nodes may be reached by VXLAN.
+    pub const fn has_tunnels(&self) -> bool {
+        matches!(self.mode, NetworkMode::Auto | NetworkMode::Vxlan)
+    }
+
     /// What of the values cannot be used, with the name of the key.
     pub(crate) fn problem(&self) -> Option<String> {
         if self.vxlan_port == 0 {

@@ -2,9 +2,11 @@
 //! [`crate::network`], and keeps the addresses of pods towards those who know the way back.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use dataplane::kernel::Kernel;
+use dataplane::layout::tunnels;
 use ipnet::IpNet;
 
 use super::{Owner, Problem};
@@ -16,6 +18,10 @@ use crate::network::{NetworkStatus, NodeNetwork};
 pub(super) struct ClusterNetwork {
     /// Whether this agent sees to it.
     is_on: bool,
+    /// UDP port of tunnels, if there may be any.
+    tunnel_port: Option<u16>,
+    /// InternalIPs of all nodes.
+    tunnel_ends: BTreeSet<IpAddr>,
     /// Nodes have changed since they were last taken.
     is_news: bool,
     /// What has changed is not wanted yet.
@@ -43,10 +49,11 @@ impl ClusterNetwork {
 }
 
 impl<K: Kernel> Owner<K> {
-    /// This agent sees to the pod network of the cluster. To be called before the first
-    /// event.
-    pub const fn follow_network(&mut self) {
+    /// This agent sees to the pod network of the cluster, with tunnels by that UDP port. To
+    /// be called before the first event.
+    pub const fn follow_network(&mut self, tunnel_port: Option<u16>) {
         self.network.is_on = true;
+        self.network.tunnel_port = tunnel_port;
     }
 
     /// The Nodes, if they have changed since the last call and have been listed.
@@ -84,9 +91,18 @@ impl<K: Kernel> Owner<K> {
             return;
         }
         if self.index.nodes.contains_key(&self.settings.node) {
-            let nodes = self.index.nodes.values();
-            self.network.pod_cidrs = nodes.flat_map(|node| &node.pod_cidrs).copied().collect();
+            let nodes = || self.index.nodes.values();
+            let pod_cidrs = nodes().flat_map(|node| &node.pod_cidrs);
+            self.network.pod_cidrs = pod_cidrs.copied().collect();
+            let ends = nodes().flat_map(|node| &node.internal_addresses);
+            self.network.tunnel_ends = ends.copied().collect();
         }
         self.want_inside();
+        // Before this node is known as one, nobody would be.
+        if let Some(port) = self.network.tunnel_port
+            && !self.network.tunnel_ends.is_empty()
+        {
+            tunnels::want(&mut self.desired, port, &self.network.tunnel_ends);
+        }
     }
 }
