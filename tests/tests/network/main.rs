@@ -6,6 +6,8 @@ mod heal;
 mod nodes;
 mod outside;
 mod paths;
+mod policy;
+mod services;
 mod tunnels;
 
 use anyhow::{Result, ensure};

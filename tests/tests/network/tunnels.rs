@@ -100,7 +100,8 @@ fn over(underlay: Family) -> Result<()> {
         .map(|number| fabric.node_ip(number, underlay).to_string())
         .into();
     let mut found = remotes(netns, link)?;
-    (expected.sort(), found.sort());
+    expected.sort();
+    found.sort();
     assert_eq!(found, expected);
     for family in Family::ALL {
         let via = family.pick(["10.88.2.1", "fd88:2::1"]).to_string();
