@@ -16,10 +16,10 @@ RUN=${RUN:-$WORK/run}
 # Of the names of its network namespaces.
 PREFIX=${PREFIX:-trmc-}
 NODES=${NODES:-2}
-# How the agent runs: process | daemonset (the manifests of conf/).
-INSTALL=${INSTALL:-process}
 # Directory of trammel, trammel-ipam and trammel-agent.
 PROGRAMS=${PROGRAMS:-${TRAMMEL_BIN_DIR:-$TREE/target/release}}
+# The image of conf/, which `make image` makes.
+IMAGE=${IMAGE:-$TREE/target/trammel-image.tar}
 # Where Debian's containernetworking-plugins lie. Only loopback is taken.
 LOOPBACK=${LOOPBACK:-/usr/lib/cni/loopback}
 # native where the kernel has no overlayfs.
@@ -29,7 +29,7 @@ KUBERNETES_VERSION=${KUBERNETES_VERSION:-1.35.4}
 COREDNS_VERSION=${COREDNS_VERSION:-1.13.1}
 
 # Pods, Services and the cluster's DNS server, in both families.
-POD_CIDRS=10.244.0.0/16,fd00:10:244::/48
+POD_CIDRS=10.244.0.0/16,fd00:10:244::/56
 SERVICE_CIDRS=10.96.0.0/16,fd00:96::/112
 DNS_ADDRESS=10.96.0.10
 # The wire between the nodes; .1 is the router, node N has .(10 + N).
@@ -58,6 +58,32 @@ enter() {
 kubectl() {
     nsenter --net="/run/netns/${PREFIX}node1" \
         "$WORK/bin/kubectl" --kubeconfig "$RUN/kubeconfig" "$@"
+}
+
+# define NODE NAME COMMAND...: what `proc NODE NAME start` runs.
+define() {
+    local node=$1 name=$2
+    shift 2
+    basename "$1" >"$RUN/$node/$name.program"
+    printf 'exec' >"$RUN/$node/$name.run"
+    printf ' %q' "$@" >>"$RUN/$node/$name.run"
+}
+
+run() {
+    define "$@"
+    "$HERE/proc" "$1" "$2" start
+}
+
+# make_kubeconfig TOKEN: who talks to the API server, and where it is.
+make_kubeconfig() {
+    cat <<YAML
+apiVersion: v1
+kind: Config
+clusters: [{name: cluster, cluster: {server: "https://$(node_ip 1):6443", certificate-authority: $RUN/certs/ca.crt}}]
+users: [{name: user, user: {token: "$1"}}]
+contexts: [{name: cluster, context: {cluster: cluster, user: user}}]
+current-context: cluster
+YAML
 }
 
 # wait_for SECONDS WHAT COMMAND...: repeat a command until it succeeds.

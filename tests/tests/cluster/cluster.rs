@@ -123,6 +123,12 @@ impl Cluster {
         succeed(&mut self.program("proc", &[node, program, verb]), "")
     }
 
+    /// Puts plugins and agents onto the nodes, as `up` does.
+    pub(crate) fn install(&self) -> Result<()> {
+        succeed(&mut self.program::<&str>("install", &[]), "")?;
+        Ok(())
+    }
+
     /// Ends a program of a node by `stop` or `kill`.
     pub(crate) fn without(
         &self,

@@ -14,6 +14,7 @@
 mod cluster;
 mod deployments;
 mod load;
+mod manifests;
 mod node;
 mod objects;
 mod outage;
