@@ -17,6 +17,10 @@ use serde_json::{Map, Value, json};
 pub const FILE: &str = "10-trammel.conflist";
 /// Of the plugin, and of the built-in network.
 const NAME: &str = "trammel";
+/// What all runtimes read: containerd before 2.0 fails each ADD of 1.1.0.
+const OLDEST: &str = "1.0.0";
+/// STATUS and GC, for runtimes that choose by `cniVersions` (CNI 1.1, libcni 1.2).
+const NEWEST: &str = "1.1.0";
 /// What a runtime takes for configurations (libcni `ConfFiles`).
 const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
 
@@ -87,7 +91,8 @@ impl Conflist {
     pub fn text(&self, pod_cidrs: &[IpNet], mtu: u32) -> String {
         let mut list = self.template.clone().unwrap_or_else(|| {
             json!({
-                "cniVersion": "1.1.0",
+                "cniVersion": OLDEST,
+                "cniVersions": [OLDEST, NEWEST],
                 "name": NAME,
                 "plugins": [{
                     "type": NAME,
@@ -196,6 +201,14 @@ mod tests {
         assert_eq!(plugin.get("agentSocket"), None, "the default");
         let ranges = json!([[{"subnet": "10.88.3.0/24"}], [{"subnet": "fd88:3::/64"}]]);
         assert_eq!(plugin["ipam"]["ranges"], ranges);
+    }
+
+    #[test]
+    fn old_runtimes_read_1_0_and_new_ones_choose_1_1() {
+        let list = Conflist::new(Path::new("/x"), Path::new(DEFAULT_SOCKET), true);
+        let list = parsed(&list.text(&nets(), 1450));
+        assert_eq!(list["cniVersion"], "1.0.0");
+        assert_eq!(list["cniVersions"], json!(["1.0.0", "1.1.0"]));
     }
 
     #[test]

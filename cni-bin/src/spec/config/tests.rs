@@ -346,11 +346,15 @@ fn the_shipped_conflist_is_a_valid_configuration() {
     let list: Value = parse(include_bytes!("../../../../conf/10-trammel.conflist")).unwrap();
     let plugins = list["plugins"].as_array().unwrap();
     assert_eq!(plugins[0]["type"], "trammel");
-    let mut conf = plugins[0].clone();
-    conf["cniVersion"] = list["cniVersion"].clone();
-    conf["name"] = list["name"].clone();
-    let document = Document::from_value(conf).unwrap();
-    assert_eq!(document.version, Version::NEWEST);
-    let config = document.config(&ExtraArgs::default()).unwrap();
-    assert_eq!(config.pool.unwrap().ranges.len(), 2);
+    // A runtime chooses the newest that it knows, an old one takes the first.
+    assert_eq!(list["cniVersions"][0], list["cniVersion"]);
+    for version in list["cniVersions"].as_array().unwrap() {
+        let mut conf = plugins[0].clone();
+        conf["cniVersion"] = version.clone();
+        conf["name"] = list["name"].clone();
+        let document = Document::from_value(conf).unwrap();
+        assert_eq!(document.version.to_string(), version.as_str().unwrap());
+        let config = document.config(&ExtraArgs::default()).unwrap();
+        assert_eq!(config.pool.unwrap().ranges.len(), 2);
+    }
 }
