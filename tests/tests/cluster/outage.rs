@@ -160,7 +160,7 @@ impl<'c> Forgetful<'c> {
             cluster.proc(node, "kubelet", "stop")?;
         }
         for program in ["controller-manager", "scheduler", "apiserver", "etcd"] {
-            cluster.proc("node1", program, "stop")?;
+            cluster.proc("node1", program, "kill")?;
         }
         let [data, aside] = forgetful.data();
         fs::rename(data, aside).context("cannot set etcd's data aside")?;
@@ -182,8 +182,8 @@ impl<'c> Forgetful<'c> {
     fn restore(&mut self) -> Result<()> {
         self.is_over = true;
         let cluster = self.cluster;
-        cluster.proc("node1", "apiserver", "stop")?;
-        cluster.proc("node1", "etcd", "stop")?;
+        cluster.proc("node1", "apiserver", "kill")?;
+        cluster.proc("node1", "etcd", "kill")?;
         let [data, aside] = self.data();
         if aside.exists() {
             fs::remove_dir_all(&data)
