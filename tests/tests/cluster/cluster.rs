@@ -151,14 +151,6 @@ impl Cluster {
         Ok(())
     }
 
-    /// The agent's answer to a verb on a node, as JSON.
-    pub(crate) fn agent(&self, node: &str, verb: &[&str]) -> Result<Value> {
-        let program = self.run.join(node).join("bin/trammel-agent");
-        let program = program.to_string_lossy();
-        let text = self.node(node, &[&[&*program], verb, &["-o", "json"]].concat())?;
-        serde_json::from_str(&text).with_context(|| format!("{node}: {verb:?} printed {text:?}"))
-    }
-
     /// Waits until the agent of a node has everything that it sees in the kernel.
     pub(crate) fn wait_for_agent(&self, node: &str) -> Result<()> {
         let program = self.run.join(node).join("bin/trammel-agent");

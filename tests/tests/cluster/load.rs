@@ -13,6 +13,8 @@ use anyhow::{Result, anyhow, ensure};
 use tests::netns::NetNs;
 use tests::wait::eventually;
 
+use crate::cluster::SOON;
+
 /// A request that is answered may take so long: some lost segments, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -40,7 +42,7 @@ fn request(target: SocketAddr, limit: Duration) -> io::Result<String> {
 
 /// Waits until `target` answers from a namespace, and returns the name that it says.
 pub(crate) fn answers(netns: &NetNs, target: SocketAddr) -> Result<String> {
-    let (name, _) = eventually(PATIENCE * 3, || {
+    let (name, _) = eventually(SOON, || {
         Ok(netns.enter(move || request(target, Duration::from_secs(2)))??)
     })
     .map_err(|error| error.context(format!("{} to {target}", netns.name())))?;
@@ -49,7 +51,7 @@ pub(crate) fn answers(netns: &NetNs, target: SocketAddr) -> Result<String> {
 
 /// Waits until `target` no longer answers from a namespace.
 pub(crate) fn is_denied(netns: &NetNs, target: SocketAddr) -> Result<()> {
-    eventually(PATIENCE * 3, || {
+    eventually(SOON, || {
         let outcome = netns.enter(move || request(target, DENIED))?;
         match outcome {
             Err(error) if is_silence(&error) => Ok(()),

@@ -157,7 +157,7 @@ fn the_manifests_take_over_are_upgraded_and_leave_nothing() -> Result<()> {
     allowed.stop()?.never_failed()?;
     denied.stop()?.never_answered()?;
 
-    cluster.kubectl(&["apply", "-k", &conf("uninstall")])?;
+    // First the pods: without a network configuration containerd cannot end them.
     cluster.kubectl(
         &[
             &["drain"],
@@ -171,6 +171,7 @@ fn the_manifests_take_over_are_upgraded_and_leave_nothing() -> Result<()> {
         ]
         .concat(),
     )?;
+    cluster.kubectl(&["apply", "-k", &conf("uninstall")])?;
     rolled_out(&cluster, "trammel-uninstall")?;
     for node in NODES {
         let left = traces(&cluster, node)?;

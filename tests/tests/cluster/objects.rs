@@ -17,6 +17,8 @@ fn pod_spec(node: Option<&str>) -> Value {
     let delay = format!("--delay-shutdown={DELAY}");
     let mut spec = json!({
         "terminationGracePeriodSeconds": 2 * DELAY,
+        // Its token would have to be fetched anew, without an API server in vain.
+        "automountServiceAccountToken": false,
         "containers": [{
             "name": "main",
             "image": IMAGE,
