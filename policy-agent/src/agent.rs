@@ -189,18 +189,18 @@ fn state_folder(arguments: &Run) -> Option<&Path> {
 }
 
 fn fall_back<K: Kernel>(owner: &mut Owner<K>, folder: &Path, node: &str) {
-    match journal::restore(folder, node) {
-        Ok(Some(restored)) => owner.fall_back_on(restored),
-        Ok(None) => {}
-        Err(error) => {
-            let error = &error as &dyn std::error::Error;
+    let (folder, node) = (folder.to_owned(), node.to_owned());
+    owner.fall_back_on(Box::new(move || {
+        let restored = journal::restore(&folder, &node).inspect_err(|error| {
+            let error = error as &dyn std::error::Error;
             tracing::warn!(
                 error,
                 "no use can be made of the objects of an earlier run; without the API server pods \
                  stay closed"
             );
-        }
-    }
+        });
+        restored.ok().flatten()
+    }));
 }
 
 /// The packets that are denied, where somebody wants to be told and the kernel can tell.

@@ -59,8 +59,6 @@ pub struct Restored {
     pub events: Vec<Event>,
     /// When they were last written to.
     pub as_of: SystemTime,
-    /// Where they were.
-    pub path: PathBuf,
 }
 
 /// Why the objects of an earlier run cannot be used.
@@ -102,11 +100,8 @@ pub fn restore(folder: &Path, node: &str) -> Result<Option<Restored>, RestoreErr
         path: folder.to_owned(),
         source,
     };
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .and_then(|()| create(&folder.join(NEW)).map(drop))
+    make(folder)
+        .and_then(|()| can_write(&folder.join(NEW)))
         .map_err(in_folder)?;
     let path = folder.join(NAME);
     let in_file = |source| RestoreError::Io {
@@ -156,12 +151,11 @@ pub fn restore(folder: &Path, node: &str) -> Result<Option<Restored>, RestoreErr
             .map(|(kind, objects)| Event::Reset(kind, objects))
             .collect(),
         as_of,
-        path,
     }))
 }
 
 impl Journal {
-    /// Starts to write what is [noted](Self::note) into the folder, which exists.
+    /// Starts to write what is [noted](Self::note) into the folder, which is made if need be.
     ///
     /// # Errors
     /// Where there is no thread to be had.
@@ -203,6 +197,18 @@ impl Drop for Journal {
 
 fn header(node: &str) -> String {
     format!("trammel-objects {FORMAT} {node}")
+}
+
+fn make(folder: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(folder)
+}
+
+/// Leaves what is there: it is written to already.
+fn can_write(path: &Path) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.create(true).append(true).mode(0o600).open(path)?;
+    Ok(())
 }
 
 fn create(path: &Path) -> io::Result<File> {
@@ -313,6 +319,7 @@ impl Writer {
         let file = match &mut self.file {
             Some(file) => file,
             empty => {
+                make(&self.folder)?;
                 let mut file = create(&self.folder.join(NEW))?;
                 writeln!(file, "{}", header(&self.node))?;
                 empty.insert(file)

@@ -47,6 +47,7 @@ use crate::owner::endpoints::is_given;
 
 pub use commit::SyncError;
 pub use news::ServiceNews;
+pub use restore::Earlier;
 pub use services::{NoLocalEndpoints, Observations, ServiceSummary};
 pub use status::{PolicyStatus, Problem, Status, Summary, TierStatus};
 

@@ -507,7 +507,7 @@ fn a_damaged_state_on_disk_leaves_pods_closed_and_says_so() -> Result<()> {
         text.replacen("+ NetworkPolicy", "? NetworkPolicy", 1),
     )?;
     cluster.agent = spawn(&node)?;
-    eventually(LIMIT, || {
+    eventually(FALLBACK, || {
         let log = fs::read_to_string(log(&node))?;
         for text in [
             "no use can be made of the objects of an earlier run",
@@ -517,7 +517,6 @@ fn a_damaged_state_on_disk_leaves_pods_closed_and_says_so() -> Result<()> {
         }
         Ok(())
     })?;
-    std::thread::sleep(Duration::from_secs(11));
     Pod::add(&node, "shop/client").expect_err("nothing is known");
     assert_eq!(tables(&node.netns)?, Vec::<String>::new());
     cluster.api.come_back();

@@ -96,8 +96,10 @@ fn folder() -> tempfile::TempDir {
 #[test]
 fn what_was_written_is_what_is_read() {
     let folder = folder();
-    assert_eq!(read(folder.path()), None);
+    assert_eq!(read(&folder.path().join("new")), None);
     let mut objects = everything();
+    write(&folder.path().join("another/deeper"), &lists(&objects));
+    assert!(read(&folder.path().join("another/deeper")).is_some());
     write(folder.path(), &lists(&objects));
     assert_eq!(read(folder.path()), Some(lists(&objects)));
 
@@ -169,6 +171,25 @@ fn a_torn_end_is_not_counted_and_nothing_else_is_tolerated() {
             "{error}"
         );
     }
+}
+
+/// The next file may be half written by then.
+#[test]
+fn reading_does_not_disturb_the_writer() {
+    let folder = folder();
+    let mut objects = everything();
+    write(folder.path(), &lists(&objects));
+    let mut writer = Writer::new(folder.path(), NODE);
+    objects.push(pod("late", "late"));
+    for event in lists(&objects) {
+        writer.take(event);
+        writer.write();
+        assert!(read(folder.path()).is_some());
+    }
+    assert_eq!(
+        read(folder.path()).map(sorted),
+        Some(sorted(lists(&objects)))
+    );
 }
 
 #[test]

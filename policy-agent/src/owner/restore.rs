@@ -14,14 +14,18 @@ use super::Owner;
 use crate::event::Event;
 use crate::journal::Restored;
 
+/// Reads the objects of an earlier run, if there are any. Not before they are needed: it takes
+/// time and memory.
+pub type Earlier = Box<dyn FnOnce() -> Option<Restored> + Send>;
+
 /// What to enforce while the sources are silent.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) enum Fallback {
     /// Nothing: the tables are left as they are.
     #[default]
     None,
     /// Objects that are not enforced yet.
-    Ready(Restored, Vec<Event>),
+    Ready(Earlier, Vec<Event>),
     /// Objects that are enforced, as of then.
     Enforced(SystemTime, Vec<Event>),
 }
@@ -29,8 +33,8 @@ pub(super) enum Fallback {
 impl<K: Kernel> Owner<K> {
     /// Has objects of an earlier run ready for [`Owner::restore`]. To be called before the
     /// first event.
-    pub fn fall_back_on(&mut self, restored: Restored) {
-        self.fallback = Fallback::Ready(restored, Vec::new());
+    pub fn fall_back_on(&mut self, earlier: Earlier) {
+        self.fallback = Fallback::Ready(earlier, Vec::new());
     }
 
     /// Enforces the objects of an earlier run until every kind has been listed, where the
@@ -43,14 +47,15 @@ impl<K: Kernel> Owner<K> {
             return Ok(false);
         }
         let has_policies = policy::generation(&self.observe()?).is_some();
-        let Fallback::Ready(restored, aside) = std::mem::take(&mut self.fallback) else {
+        let Fallback::Ready(earlier, aside) = std::mem::take(&mut self.fallback) else {
             return Ok(false);
         };
-        if has_policies {
+        let restored = if has_policies { None } else { earlier() };
+        let Some(restored) = restored else {
             // What was put aside needs no care any more: nothing is written before all is there.
             aside.into_iter().for_each(|event| self.take(event));
             return Ok(false);
-        }
+        };
         let listed = std::mem::take(&mut self.listed);
         for event in restored.events {
             self.take(event);

@@ -7,15 +7,16 @@ use super::objects::{attachment, deny, pod};
 use super::world;
 use crate::event::{Event, Kind};
 use crate::journal::Restored;
+use crate::owner::Earlier;
 
-fn of(world: &World) -> Restored {
-    Restored {
+fn of(world: &World) -> Earlier {
+    let restored = Restored {
         events: Kind::ALL
             .map(|kind| Event::Reset(kind, world.all(kind)))
             .into(),
         as_of: SystemTime::UNIX_EPOCH,
-        path: "/nowhere".into(),
-    }
+    };
+    Box::new(move || Some(restored))
 }
 
 fn attach(node: &mut Node) {
