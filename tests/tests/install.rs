@@ -110,7 +110,12 @@ fn beside_another_service_proxy_policies_are_enforced_and_services_left_alone() 
         ("shop/client", json!({"app": "client"})),
     ];
     let web = objects::service("shop/web", WEB, &json!({"app": "web"}), &[(8000, 80)]);
-    let scene = Scene::start_with(&node, &pods, &[web.clone()], &["--config", config])?;
+    let scene = Scene::start_with(
+        &node,
+        &pods,
+        std::slice::from_ref(&web),
+        &["--config", config],
+    )?;
     let is_open = |family| is_answered(scene.pod("shop/client"), scene.pod("shop/web"), family);
     for family in Family::ALL {
         assert!(is_open(family)?);

@@ -147,9 +147,9 @@ fn nftables(kernel: &mut impl Kernel) -> Vec<Finding> {
         (feature.want)(&mut desired);
         let tried = kernel.commit(&desired.transaction());
         let left = kernel.dump(&layout::tables());
-        let left = left.and_then(|left| {
+        let left = left.map(|left| {
             let nothing = Desired::new();
-            Ok(kernel.commit(&diff(&left, nothing.ruleset())))
+            kernel.commit(&diff(&left, nothing.ruleset()))
         });
         if let Err(error) = &tried {
             findings.push(Finding::error(
@@ -252,7 +252,7 @@ fn links() -> Vec<Finding> {
             "limits on what pods send (capability bandwidth)",
         ),
     ] {
-        let message = RouteNetlinkMessage::NewLink(link_of(kind));
+        let message = RouteNetlinkMessage::NewLink(link_of(&kind));
         let name = option.to_lowercase();
         let mut batch = Batch::default();
         let action = format!("create a link of kind {name}");
@@ -280,7 +280,7 @@ fn links() -> Vec<Finding> {
     findings
 }
 
-fn link_of(kind: InfoKind) -> LinkMessage {
+fn link_of(kind: &InfoKind) -> LinkMessage {
     let mut message = link::named(&format!("probe-{kind:?}").to_lowercase());
     let mut info = vec![LinkInfo::Kind(kind.clone())];
     match kind {
