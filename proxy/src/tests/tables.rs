@@ -24,7 +24,7 @@ fn endpoint(number: usize, letters: &str) -> SliceEndpoint {
 }
 
 /// What a walk comes to, in a word: the numbers of the endpoints, or what is done instead.
-fn short(ends: std::collections::BTreeSet<String>) -> String {
+fn short(ends: &std::collections::BTreeSet<String>) -> String {
     let words: Vec<_> = ends
         .iter()
         .map(|end| end.trim_end_matches(" masqueraded"))
@@ -108,7 +108,7 @@ fn endpoints_by_policy_condition_and_hint() {
             (From::Outside, "192.0.2.2:30080"),
             (From::Pod, "192.0.2.2:30080"),
         ];
-        let found = walks.map(|(from, to)| short(node.walk(from, to)));
+        let found = walks.map(|(from, to)| short(&node.walk(from, to)));
         assert_eq!(
             found, expected,
             "{internal_policy:?} {external_policy:?} {endpoints}"
@@ -120,9 +120,9 @@ fn endpoints_by_policy_condition_and_hint() {
         });
         node.settle();
         let [internal, ..] = found;
-        let inside = short(node.walk(From::Pod, "10.96.0.1:80"));
+        let inside = short(&node.walk(From::Pod, "10.96.0.1:80"));
         assert_eq!(inside, internal, "{endpoints}");
-        let nobody = short(node.walk(From::Outside, "192.0.2.2:30080"));
+        let nobody = short(&node.walk(From::Outside, "192.0.2.2:30080"));
         assert_eq!(nobody, "untouched", "{endpoints}");
     }
 }
