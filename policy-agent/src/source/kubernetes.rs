@@ -23,6 +23,7 @@ use futures::StreamExt;
 use k8s_openapi::api::{
     core::v1 as core, discovery::v1 as discovery, networking::v1 as networking,
 };
+use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Config, Resource};
 use serde::de::DeserializeOwned;
@@ -42,9 +43,32 @@ const SERVED: &str = "!service.kubernetes.io/service-proxy-name,!service.kuberne
 /// Objects per page of a list.
 const PAGE_SIZE: u32 = 500;
 
-/// A broken watch is tried again after 30 s at most (client-go's backoff), so one without
-/// an error for longer than that and a connection attempt works, even if nothing changes.
+/// A broken watch is tried again after this long at most. client-go and kube wait for up to
+/// 30 s, and as much again at random: so long after an outage this node would go on by
+/// policies of yesterday.
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+
+/// A watch without an error for longer than that and a connection attempt works, even if
+/// nothing changes.
 const QUIET: Duration = Duration::from_secs(90);
+
+/// The pauses of kube, which grow and differ at random, up to [`LONGEST_PAUSE`].
+#[derive(Default)]
+struct Impatient(watcher::DefaultBackoff);
+
+impl Iterator for Impatient {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.0.next().map(|pause| pause.min(LONGEST_PAUSE))
+    }
+}
+
+impl Backoff for Impatient {
+    fn reset(&mut self) {
+        self.0.reset();
+    }
+}
 
 /// How to reach the API server.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -250,7 +274,7 @@ impl Watches {
 
     async fn run<K: Watched>(self, config: watcher::Config) {
         let api: Api<Narrow<K>> = Api::all(self.client.clone());
-        let mut stream = pin!(watcher(api, config).default_backoff());
+        let mut stream = pin!(watcher(api, config).backoff(Impatient::default()));
         let mut relist = Relist::default();
         loop {
             let next = tokio::select! {

@@ -342,3 +342,13 @@ async fn a_kind_of_every_cluster_is_waited_for_however_the_server_answers() {
     assert_eq!(names(&running.next(kind).await), ('=', vec![]));
     running.stop().await;
 }
+
+/// netpol.md 65: however long the API server was away, it is asked again within 5 s.
+#[tokio::test]
+async fn a_long_outage_makes_no_long_pauses() {
+    let pauses: Vec<_> = Impatient::default().take(50).collect();
+    assert_eq!(pauses.len(), 50, "it never gives up");
+    assert!(pauses[0] < Duration::from_secs(2), "{pauses:?}");
+    assert!(pauses.iter().all(|pause| *pause <= LONGEST_PAUSE));
+    assert!(pauses[49] > Duration::from_secs(2), "{pauses:?}");
+}
