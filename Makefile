@@ -39,7 +39,7 @@ test: setup build ## every suite; those with real packets need root (TRAMMEL_SKI
 	@$(CARGO) test --workspace
 
 bench: setup build ## every benchmark; those with real packets need root
-	@$(CARGO) bench --workspace
+	@$(CARGO) bench --workspace --bench '*'
 
 cluster-test: setup build ## a real Kubernetes on two nodes, Trammel its network, and the scenarios on it; root (ARGS="policies::")
 	@tests/cluster/test $(ARGS)
