@@ -39,5 +39,6 @@ pub mod privilege;
 pub mod programs;
 pub mod random;
 pub mod scene;
+pub mod shop;
 pub mod traffic;
 pub mod wait;

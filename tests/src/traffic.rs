@@ -8,6 +8,7 @@ mod stream;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -15,6 +16,10 @@ pub use client::{ask, send_from};
 pub use hammer::{Hammer, Tally};
 pub use server::{Seen, Server};
 pub use stream::Stream;
+
+/// How long an attempt takes at most that is to be answered: TCP repeats a first packet after
+/// a second, and a lost one is no failure.
+pub const PATIENT: Duration = Duration::from_secs(4);
 
 /// A transport protocol.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]

@@ -15,23 +15,11 @@ use tests::pod::Family;
 use tests::random::Random;
 use tests::require_root;
 use tests::scene::{NODE, OUTSIDE, Scene};
+use tests::shop::{app, pods_with_two_fronts, web_for_front};
 use tests::traffic::{Protocol, Stream};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 const PORTS: [u16; 2] = [80, 81];
-
-fn app(name: &str) -> Value {
-    json!({"app": name})
-}
-
-fn pods() -> Vec<(&'static str, Value)> {
-    vec![
-        ("shop/web", app("web")),
-        ("shop/front", app("front")),
-        ("lab/front", app("front")),
-        ("lab/probe", app("probe")),
-    ]
-}
 
 /// Some policies of any kind.
 fn random_policies(random: &mut Random) -> Vec<Value> {
@@ -103,7 +91,7 @@ fn explained(node: &Node, from: &str, to: &str) -> Result<(bool, Value)> {
 fn an_explanation_agrees_with_packets_in_random_cells() -> Result<()> {
     require_root!();
     let node = Node::new()?;
-    let scene = Scene::start(&node, &pods(), &[])?;
+    let scene = Scene::start(&node, &pods_with_two_fronts(), &[])?;
     let mut random = Random::new(91);
     let mut answered = 0;
     for round in 0..3 {
@@ -155,14 +143,10 @@ fn a_service_is_explained_to_its_endpoints_and_in_words() -> Result<()> {
     let node = Node::new()?;
     let scene = Scene::start(
         &node,
-        &pods(),
+        &pods_with_two_fronts(),
         &[
             objects::service("shop/web", WEB, &app("web"), &[(8000, 80)]),
-            policy(
-                "shop/web",
-                &json!({"podSelector": {"matchLabels": app("web")}, "ingress": [
-                    {"from": [{"podSelector": {"matchLabels": app("front")}}], "ports": [{"port": 80}]}]}),
-            ),
+            web_for_front(),
         ],
     )?;
     let allowed = scene
@@ -201,12 +185,8 @@ fn a_service_is_explained_to_its_endpoints_and_in_words() -> Result<()> {
 fn a_plan_comes_true() -> Result<()> {
     require_root!();
     let node = Node::new()?;
-    let scene = Scene::start(&node, &pods(), &[])?;
-    let new = policy(
-        "shop/web",
-        &json!({"podSelector": {"matchLabels": app("web")}, "ingress": [
-            {"from": [{"podSelector": {"matchLabels": app("front")}}], "ports": [{"port": 80}]}]}),
-    );
+    let scene = Scene::start(&node, &pods_with_two_fronts(), &[])?;
+    let new = web_for_front();
     let target: SocketAddr = scene.pod("shop/web").at(Family::V4, 80);
     let open = |from: &str| {
         Stream::open(
@@ -282,7 +262,7 @@ fn matrix_and_lint_print_text_and_json() -> Result<()> {
     let node = Node::new()?;
     let scene = Scene::start(
         &node,
-        &pods(),
+        &pods_with_two_fronts(),
         &[policy(
             "shop/web",
             &json!({"podSelector": {"matchLabels": app("wep")}}),

@@ -11,23 +11,10 @@ use tests::objects::{self, deny_all, policy};
 use tests::pod::Family;
 use tests::require_root;
 use tests::scene::{NODE, OUTSIDE, Scene};
+use tests::shop::{app, pods_with_two_fronts};
 use tests::traffic::{Outcome, Protocol, Server, Stream};
 
 const SHORT: Duration = Duration::from_millis(400);
-
-fn app(name: &str) -> Value {
-    json!({"app": name})
-}
-
-/// Two namespaces, two pods each.
-fn pods() -> Vec<(&'static str, Value)> {
-    vec![
-        ("shop/web", app("web")),
-        ("shop/front", app("front")),
-        ("lab/front", app("front")),
-        ("lab/probe", app("probe")),
-    ]
-}
 
 /// Expects exactly the attempts in `allowed` (from, to, port) to be answered, of
 /// all that lead from any source to any pod, on both ports, over both protocols
@@ -59,7 +46,7 @@ fn verify(scene: &Scene<'_>, allowed: impl Fn(&str, &str, u16, Protocol) -> bool
 fn without_a_policy_everybody_reaches_everybody() -> Result<()> {
     require_root!();
     let node = Node::new()?;
-    let scene = Scene::start(&node, &pods(), &[])?;
+    let scene = Scene::start(&node, &pods_with_two_fronts(), &[])?;
     verify(&scene, |_, _, _, _| true)
 }
 
@@ -69,7 +56,7 @@ fn a_denied_namespace_is_closed_to_all_but_its_node_and_opens_when_the_policy_go
     require_root!();
     for bridge_nf in [false, true] {
         let node = Node::with_bridge_nf(bridge_nf)?;
-        let scene = Scene::start(&node, &pods(), &[deny_all("shop")])?;
+        let scene = Scene::start(&node, &pods_with_two_fronts(), &[deny_all("shop")])?;
         verify(&scene, |from, to, _, _| {
             from == NODE || !(from.starts_with("shop/") || to.starts_with("shop/"))
         })?;
@@ -84,7 +71,7 @@ fn a_denied_namespace_is_closed_to_all_but_its_node_and_opens_when_the_policy_go
 fn each_kind_of_peer_and_port_opens_what_it_names_and_no_more() -> Result<()> {
     require_root!();
     let node = Node::new()?;
-    let scene = Scene::start(&node, &pods(), &[])?;
+    let scene = Scene::start(&node, &pods_with_two_fronts(), &[])?;
     type Allowed = fn(&str, u16, Protocol) -> bool;
     let tcp_80 = json!([{"port": 80}]);
     let rules: [(&str, Value, Allowed); 7] = [
@@ -142,7 +129,7 @@ fn egress_is_judged_at_the_sender_also_towards_the_node_and_outside() -> Result<
     let node = Node::new()?;
     let scene = Scene::start(
         &node,
-        &pods(),
+        &pods_with_two_fronts(),
         &[policy(
             "shop/egress",
             &json!({"podSelector": {"matchLabels": app("web")}, "policyTypes": ["Egress"], "egress": [
@@ -185,7 +172,7 @@ fn a_service_is_judged_by_the_endpoint_behind_it() -> Result<()> {
     let front = json!([{"podSelector": {"matchLabels": app("front")}}]);
     let scene = Scene::start(
         &node,
-        &pods(),
+        &pods_with_two_fronts(),
         &[
             objects::service("shop/web", ips, &app("web"), &[(8000, 80)]),
             policy(
@@ -219,7 +206,7 @@ fn a_service_is_judged_by_the_endpoint_behind_it() -> Result<()> {
 fn a_pod_that_nobody_has_described_is_closed_until_its_manifest_comes() -> Result<()> {
     require_root!();
     let node = Node::new()?;
-    let mut scene = Scene::start(&node, &pods(), &[])?;
+    let mut scene = Scene::start(&node, &pods_with_two_fronts(), &[])?;
     scene.add("shop/late")?;
     let reaches = |from: &str, to: &str, scene: &Scene<'_>| -> Result<bool> {
         let mut answered = Vec::new();
@@ -244,7 +231,7 @@ fn a_pod_that_nobody_has_described_is_closed_until_its_manifest_comes() -> Resul
         "the others are not concerned"
     );
 
-    let mut all = pods();
+    let mut all = pods_with_two_fronts();
     all.push(("shop/late", app("late")));
     scene.apply_pods(&all)?;
     assert!(reaches("shop/late", "shop/web", &scene)?);
@@ -257,10 +244,10 @@ fn a_pod_that_nobody_has_described_is_closed_until_its_manifest_comes() -> Resul
 fn a_policy_holds_for_a_new_pod_from_its_first_packet() -> Result<()> {
     require_root!();
     let node = Node::new()?;
-    let mut all = pods();
+    let mut all = pods_with_two_fronts();
     let names: Vec<_> = (0..10).map(|n| format!("shop/new-{n}")).collect();
     all.extend(names.iter().map(|name| (name.as_str(), app("new"))));
-    let mut scene = Scene::start(&node, &pods(), &[deny_all("shop")])?;
+    let mut scene = Scene::start(&node, &pods_with_two_fronts(), &[deny_all("shop")])?;
     scene.apply_pods(&all)?;
     let target = scene.pod("lab/probe").at(Family::V4, 80);
     for name in &names {
@@ -278,7 +265,7 @@ fn a_policy_holds_for_a_new_pod_from_its_first_packet() -> Result<()> {
 fn a_policy_that_narrows_cuts_open_connections_and_others_do_not() -> Result<()> {
     require_root!();
     let node = Node::new()?;
-    let scene = Scene::start(&node, &pods(), &[])?;
+    let scene = Scene::start(&node, &pods_with_two_fronts(), &[])?;
     let probe = &scene.pod("lab/probe").netns;
     let interval = Duration::from_millis(5);
     let mut streams = Vec::new();
@@ -328,7 +315,7 @@ fn a_relabelled_pod_changes_its_policies_and_its_peers() -> Result<()> {
     let node = Node::new()?;
     let scene = Scene::start(
         &node,
-        &pods(),
+        &pods_with_two_fronts(),
         &[policy(
             "shop/web",
             &json!({
@@ -340,14 +327,14 @@ fn a_relabelled_pod_changes_its_policies_and_its_peers() -> Result<()> {
         to != "shop/web" || from == NODE || from == "shop/front"
     };
     verify(&scene, only_front)?;
-    let mut changed = pods();
+    let mut changed = pods_with_two_fronts();
     changed[1].1 = app("back");
     scene.apply_pods(&changed)?;
     verify(&scene, |from, to, _, _| to != "shop/web" || from == NODE)?;
     changed[0].1 = app("back");
     scene.apply_pods(&changed)?;
     verify(&scene, |_, _, _, _| true)?;
-    scene.apply_pods(&pods())?;
+    scene.apply_pods(&pods_with_two_fronts())?;
     verify(&scene, only_front)
 }
 
@@ -363,7 +350,7 @@ fn a_rule_for_dns_opens_the_dns_service_and_nothing_else() -> Result<()> {
     let dns = json!([{"protocol": "UDP", "port": 80}, {"protocol": "TCP", "port": "tcp-80"}]);
     let scene = Scene::start(
         &node,
-        &pods(),
+        &pods_with_two_fronts(),
         &[
             objects::service("lab/dns", ips, &app("probe"), &[(53, 80), (54, 81)]),
             policy(
@@ -401,7 +388,7 @@ fn a_service_without_endpoints_refuses_pods_under_any_policy() -> Result<()> {
     let node = Node::new()?;
     let ips = ["10.96.0.10", "fd96::10"];
     let service = objects::service("lab/none", ips, &app("nobody"), &[(80, 80)]);
-    let scene = Scene::start(&node, &pods(), &[service, deny_all("shop")])?;
+    let scene = Scene::start(&node, &pods_with_two_fronts(), &[service, deny_all("shop")])?;
     for from in ["shop/web", "lab/front"] {
         for family in Family::ALL {
             let outcome = scene.ask(from, Protocol::Tcp, (family.pick(ips), 80).into())?;
@@ -418,7 +405,11 @@ fn a_relabelled_namespace_changes_whom_a_policy_means() -> Result<()> {
     let node = Node::new()?;
     let spec = json!({"podSelector": {}, "ingress": [
         {"from": [{"namespaceSelector": {"matchLabels": {"trusted": "yes"}}}]}]});
-    let scene = Scene::start(&node, &pods(), &[policy("shop/trusted", &spec)])?;
+    let scene = Scene::start(
+        &node,
+        &pods_with_two_fronts(),
+        &[policy("shop/trusted", &spec)],
+    )?;
     let relabel = |labels: Value| -> Result<()> {
         // The file sorts before the others': the first that names an object counts.
         node.manifests

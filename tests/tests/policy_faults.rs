@@ -17,33 +17,11 @@ use tests::pod::{Family, Pod};
 use tests::random::number;
 use tests::require_root;
 use tests::scene::Scene;
-use tests::traffic::{Hammer, Protocol, Stream, ask};
+use tests::shop::{app, pods, web_for_front};
+use tests::traffic::{Hammer, PATIENT, Protocol, Stream, ask};
 
 const SHORT: Duration = Duration::from_millis(300);
 const PAUSE: Duration = Duration::from_millis(1);
-/// TCP repeats a first packet after a second: a lost one is no failure.
-const PATIENT: Duration = Duration::from_secs(4);
-
-fn app(name: &str) -> Value {
-    json!({"app": name})
-}
-
-fn pods() -> Vec<(&'static str, Value)> {
-    vec![
-        ("shop/web", app("web")),
-        ("shop/front", app("front")),
-        ("lab/probe", app("probe")),
-    ]
-}
-
-/// Web is open to front, on port 80.
-fn web_for_front() -> Value {
-    policy(
-        "shop/web",
-        &json!({"podSelector": {"matchLabels": app("web")}, "ingress": [
-            {"from": [{"podSelector": {"matchLabels": app("front")}}], "ports": [{"port": 80}]}]}),
-    )
-}
 
 /// netpol.md 63: an agent that finds tables of another layout, as an upgrade does, makes them
 /// its own in one change: nothing is open or cut for a moment.

@@ -15,27 +15,14 @@ use tests::objects::{self, policy};
 use tests::pod::{Family, Pod};
 use tests::random::{Random, number};
 use tests::scene::{Scene, ShownLog};
-use tests::traffic::{Hammer, Outcome, Protocol, Server, Tally, ask};
+use tests::shop::{app, pods};
+use tests::traffic::{Hammer, Outcome, PATIENT, Protocol, Server, Tally, ask};
 use tests::wait::eventually;
 use tests::{programs, require_root};
 
 const SHORT: Duration = Duration::from_millis(300);
-/// TCP repeats a first packet after a second: a lost one is no failure.
-const PATIENT: Duration = Duration::from_secs(4);
 /// However busy the machine is.
 const LATEST: Duration = Duration::from_secs(60);
-
-fn app(name: &str) -> Value {
-    json!({"app": name})
-}
-
-fn pods() -> Vec<(&'static str, Value)> {
-    vec![
-        ("shop/web", app("web")),
-        ("shop/front", app("front")),
-        ("lab/probe", app("probe")),
-    ]
-}
 
 /// Web is open to front, wherever it is, on port 80.
 fn web_for_front() -> Value {

@@ -12,15 +12,12 @@ use tests::objects::{self, policy};
 use tests::pod::{Family, Pod};
 use tests::require_root;
 use tests::scene::{PORTS, ShownLog};
+use tests::shop::app;
 use tests::traffic::{Outcome, Protocol, Server, Stream, ask};
 
 const SHORT: Duration = Duration::from_millis(400);
 const LONG: Duration = Duration::from_secs(5);
 const NODE_PORT: u16 = 30080;
-
-fn app(name: &str) -> Value {
-    json!({"app": name})
-}
 
 /// Two nodes with agents. Its parts end in the order of the fields.
 struct Pair<'n> {

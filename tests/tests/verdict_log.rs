@@ -17,6 +17,7 @@ use tests::pod::Family;
 use tests::programs;
 use tests::require_root;
 use tests::scene::{NODE, OUTSIDE, Scene};
+use tests::shop::{app, pods, web_for_front};
 use tests::traffic::{Outcome, Protocol, send_from};
 use tests::wait::eventually;
 
@@ -24,25 +25,9 @@ const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 const SHORT: Duration = Duration::from_millis(400);
 const SOON: Duration = Duration::from_secs(10);
 
-fn app(name: &str) -> Value {
-    json!({"app": name})
-}
-
-fn pods() -> Vec<(&'static str, Value)> {
-    vec![
-        ("shop/web", app("web")),
-        ("shop/front", app("front")),
-        ("lab/probe", app("probe")),
-    ]
-}
-
 /// Only front reaches web, on port 80; `audit` tries it out.
 fn web_policy(audit: bool) -> Value {
-    let mut object = policy(
-        "shop/web",
-        &json!({"podSelector": {"matchLabels": app("web")}, "ingress": [
-            {"from": [{"podSelector": {"matchLabels": app("front")}}], "ports": [{"port": 80}]}]}),
-    );
+    let mut object = web_for_front();
     object["metadata"]["annotations"] = json!({"trammel.io/audit": audit.to_string()});
     object
 }
