@@ -131,6 +131,24 @@ impl<'n> Cluster<'n> {
         Ok(())
     }
 
+    /// The API server answers again, but for policies; waits until they alone are missing.
+    fn come_back_without_policies(&self) -> Result<()> {
+        self.api.set_failing("NetworkPolicy", true);
+        self.api.come_back();
+        eventually(RETRIES, || {
+            let error = self
+                .wait("100ms")
+                .expect_err("not all is listed")
+                .to_string();
+            ensure!(
+                error.trim_end().ends_with("first list of NetworkPolicy"),
+                "{error}"
+            );
+            Ok(())
+        })?;
+        Ok(())
+    }
+
     /// Kills the agent and starts the next.
     fn restart(&mut self) -> Result<()> {
         self.agent.stop(Signal::SIGKILL, LIMIT)?;
@@ -378,19 +396,7 @@ fn a_restart_while_the_api_is_away_leaves_the_rules_as_they_are() -> Result<()> 
     assert_eq!(cluster.rules()?, before);
 
     // All but one kind: the pods would be open without their policies.
-    cluster.api.set_failing("NetworkPolicy", true);
-    cluster.api.come_back();
-    eventually(RETRIES, || {
-        let error = cluster
-            .wait("100ms")
-            .expect_err("not all is listed")
-            .to_string();
-        ensure!(
-            error.trim_end().ends_with("first list of NetworkPolicy"),
-            "{error}"
-        );
-        Ok(())
-    })?;
+    cluster.come_back_without_policies()?;
     cluster.enforced()?;
     assert_eq!(cluster.rules()?, before);
 
@@ -470,19 +476,7 @@ fn a_boot_without_the_api_server_enforces_the_last_known_state() -> Result<()> {
         "shop/late",
         &json!({"podSelector": {"matchLabels": {"app": "late"}}}),
     ))?;
-    cluster.api.set_failing("NetworkPolicy", true);
-    cluster.api.come_back();
-    eventually(RETRIES, || {
-        let error = cluster
-            .wait("100ms")
-            .expect_err("not all is listed")
-            .to_string();
-        ensure!(
-            error.trim_end().ends_with("first list of NetworkPolicy"),
-            "{error}"
-        );
-        Ok(())
-    })?;
+    cluster.come_back_without_policies()?;
     assert!(!cluster.reaches("shop/late")? && !cluster.reaches("closed/web")?);
     cluster.api.set_failing("NetworkPolicy", false);
     cluster.wait("20s")?;

@@ -13,6 +13,7 @@
 
 mod cluster;
 mod deployments;
+mod guarded;
 mod load;
 mod manifests;
 mod node;

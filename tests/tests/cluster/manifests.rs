@@ -9,8 +9,9 @@ use tests::inspect::items;
 use tests::programs::workspace;
 
 use crate::cluster::{Cluster, NODES, require_cluster};
+use crate::guarded::Guarded;
 use crate::load::{Load, answers, is_denied};
-use crate::objects::{allow, deny_all, deployment, from_app, pod, service};
+use crate::objects::{deployment, pod};
 use crate::space::Space;
 
 /// Where the API server is while nothing serves its Service.
@@ -121,19 +122,14 @@ fn traces(cluster: &Cluster, node: &str) -> Result<Vec<String>> {
 fn the_manifests_take_over_are_upgraded_and_leave_nothing() -> Result<()> {
     let cluster = require_cluster!();
     let space = Space::create(&cluster, "manifests")?;
-    space.apply(&[
-        deployment("web", 2),
-        service("web"),
-        pod("friend", NODES[0]),
-        pod("foe", NODES[0]),
-        deny_all(),
-        allow("web", &from_app("friend")),
-    ])?;
+    let guarded = Guarded::apply(&space, deployment("web", 2))?;
     space.rolled_out("web")?;
-    let (friend, foe) = (space.ready_pod("friend")?, space.ready_pod("foe")?);
-    let (cluster_ips, _) = space.service("web")?;
-    answers(&friend.netns, cluster_ips[0])?;
-    is_denied(&foe.netns, cluster_ips[0])?;
+    let Guarded {
+        friend,
+        foe,
+        cluster_ips,
+    } = &guarded;
+    guarded.holds_at(cluster_ips[0])?;
 
     let allowed = Load::allowed(&friend.netns, cluster_ips[0], 100)?;
     let denied = Load::denied(&foe.netns, cluster_ips[0])?;

@@ -12,26 +12,10 @@ use tests::inspect::items;
 use tests::wait::eventually;
 
 use crate::cluster::{Cluster, NODES, SOON, require_cluster};
+use crate::guarded::Guarded;
 use crate::load::{Load, answers, is_denied};
-use crate::objects::{PORT, allow, deny_all, from_app, pod, service};
+use crate::objects::{PORT, pod};
 use crate::space::{Pod, Space};
-
-/// A server that `friend` may reach and `foe` may not, each on the other node.
-fn guarded(space: &Space<'_>) -> Result<[Pod; 3]> {
-    space.apply(&[
-        pod("web", NODES[1]),
-        service("web"),
-        pod("friend", NODES[0]),
-        pod("foe", NODES[0]),
-        deny_all(),
-        allow("web", &from_app("friend")),
-    ])?;
-    Ok([
-        space.ready_pod("web")?,
-        space.ready_pod("friend")?,
-        space.ready_pod("foe")?,
-    ])
-}
 
 /// A process of a container of a node.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -109,10 +93,14 @@ fn remake_sandbox(cluster: &Cluster, pod: &Pod) -> Result<Vec<IpAddr>> {
 fn everything_goes_on_while_the_api_server_is_away() -> Result<()> {
     let cluster = require_cluster!();
     let space = Space::create(&cluster, "away")?;
-    let [web, friend, foe] = guarded(&space)?;
-    let (cluster_ips, _) = space.service("web")?;
-    answers(&friend.netns, cluster_ips[0])?;
-    is_denied(&foe.netns, cluster_ips[0])?;
+    let guarded = Guarded::apply(&space, pod("web", NODES[1]))?;
+    let web = space.ready_pod("web")?;
+    let Guarded {
+        friend,
+        foe,
+        cluster_ips,
+    } = &guarded;
+    guarded.holds_at(cluster_ips[0])?;
 
     let allowed = Load::allowed(&friend.netns, cluster_ips[0], 50)?;
     let denied = Load::denied(&foe.netns, web.targets()[0])?;
@@ -128,8 +116,7 @@ fn everything_goes_on_while_the_api_server_is_away() -> Result<()> {
     for ip in addresses {
         ensure!(!web.ips.contains(&ip), "{ip} again");
         let target = SocketAddr::new(ip, PORT);
-        answers(&friend.netns, target)?;
-        is_denied(&foe.netns, target)?;
+        guarded.holds_at(target)?;
     }
     api_server.start()?;
     cluster.wait_for_api()?;
@@ -220,17 +207,20 @@ impl Drop for Forgetful<'_> {
 fn a_wiped_etcd_cuts_and_opens_nothing_and_a_restored_one_is_followed() -> Result<()> {
     let cluster = require_cluster!();
     let space = Space::create(&cluster, "restored")?;
-    let [web, friend, foe] = guarded(&space)?;
-    let (cluster_ips, _) = space.service("web")?;
-    answers(&friend.netns, cluster_ips[0])?;
-    is_denied(&foe.netns, cluster_ips[0])?;
+    let guarded = Guarded::apply(&space, pod("web", NODES[1]))?;
+    let web = space.ready_pod("web")?;
+    let Guarded {
+        friend,
+        foe,
+        cluster_ips,
+    } = &guarded;
+    guarded.holds_at(cluster_ips[0])?;
 
     let allowed = Load::allowed(&friend.netns, cluster_ips[0], 50)?;
     let denied = Load::denied(&foe.netns, web.targets()[0])?;
     let forgetful = Forgetful::begin(&cluster)?;
-    for target in &cluster_ips {
-        answers(&friend.netns, *target)?;
-        is_denied(&foe.netns, *target)?;
+    for target in cluster_ips {
+        guarded.holds_at(*target)?;
     }
     forgetful.end()?;
     for node in NODES {
@@ -238,9 +228,8 @@ fn a_wiped_etcd_cuts_and_opens_nothing_and_a_restored_one_is_followed() -> Resul
     }
     allowed.stop()?.never_failed()?;
     denied.stop()?.never_answered()?;
-    for target in &cluster_ips {
-        answers(&friend.netns, *target)?;
-        is_denied(&foe.netns, *target)?;
+    for target in cluster_ips {
+        guarded.holds_at(*target)?;
     }
     space.apply(&[pod("late", NODES[0])])?;
     let late = space.ready_pod("late")?;

@@ -8,8 +8,9 @@ use anyhow::{Context as _, Result, ensure};
 use tests::wait::eventually;
 
 use crate::cluster::{Cluster, NODES, SOON, require_cluster};
-use crate::load::{Load, answers, is_denied};
-use crate::objects::{allow, deny_all, deployment, from_app, pod, service};
+use crate::guarded::Guarded;
+use crate::load::{Load, answers};
+use crate::objects::{deployment, pod};
 use crate::space::Space;
 
 /// The rate on the allowed path that an upgrade has to hold out under.
@@ -30,21 +31,16 @@ fn replace_program(cluster: &Cluster, node: &str) -> Result<()> {
 fn the_agent_is_killed_and_replaced_and_nothing_fails_and_nothing_opens() -> Result<()> {
     let cluster = require_cluster!();
     let space = Space::create(&cluster, "upgrade")?;
-    space.apply(&[
-        deployment("web", 2),
-        service("web"),
-        pod("friend", NODES[0]),
-        pod("foe", NODES[0]),
-        deny_all(),
-        allow("web", &from_app("friend")),
-    ])?;
+    let guarded = Guarded::apply(&space, deployment("web", 2))?;
     space.rolled_out("web")?;
-    let (friend, foe) = (space.ready_pod("friend")?, space.ready_pod("foe")?);
-    let (cluster_ips, _) = space.service("web")?;
+    let Guarded {
+        friend,
+        foe,
+        cluster_ips,
+    } = &guarded;
     let servers = space.pods("web")?;
-    for target in &cluster_ips {
-        answers(&friend.netns, *target)?;
-        is_denied(&foe.netns, *target)?;
+    for target in cluster_ips {
+        guarded.holds_at(*target)?;
     }
 
     let allowed = Load::allowed(&friend.netns, cluster_ips[0], RATE)?;
