@@ -36,7 +36,7 @@ demo: setup build ## a node, pods, a Service and policies in namespaces: expecte
 	@$(AS_ROOT) $(RELEASE)/trammel-demo $(ARGS)
 
 test: setup build ## every suite; those with real packets need root (TRAMMEL_SKIP_ROOT=1 leaves them out)
-	@$(CARGO) test --workspace
+	@$(CARGO) test --workspace --no-fail-fast
 
 bench: setup build ## every benchmark; those with real packets need root
 	@$(CARGO) bench --workspace --bench '*'
