@@ -1,6 +1,8 @@
 //! The encoder and the decoder against the kernel, in a network namespace of each
 //! test's own thread; `nft` is the independent observer.
 
+mod common;
+
 use std::net::IpAddr;
 use std::process::Command;
 
@@ -13,19 +15,7 @@ use dataplane::layout::{self, INET, policy, ports, services};
 use dataplane::netlink::Nftables;
 use dataplane::object::{Element, IpFamily, Ruleset};
 
-/// Puts the thread into a network namespace of its own.
-fn own_namespace() -> bool {
-    if !nix::unistd::geteuid().is_root() {
-        assert!(
-            std::env::var_os("TRAMMEL_SKIP_ROOT").is_some(),
-            "this suite needs root; TRAMMEL_SKIP_ROOT=1 leaves it out"
-        );
-        eprintln!("SKIP: not root");
-        return false;
-    }
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
-    true
-}
+use common::own_namespace;
 
 fn nft(arguments: &[&str]) -> String {
     let output = Command::new("nft")

@@ -1,6 +1,8 @@
 //! Random desired states in random order: what the journal of [`Desired`] writes, what a
 //! fresh [`diff`] writes, what the fake holds and what the kernel dumps are the same.
 
+mod common;
+
 use std::collections::BTreeMap;
 
 use dataplane::datatype::{Bytes, DataType, Type};
@@ -16,6 +18,8 @@ use dataplane::object::{
 };
 use dataplane::rule::{NewAddress, Reject, Rule, Statement, Verdict};
 use proptest::prelude::*;
+
+use common::own_namespace;
 
 const CHAINS: [&str; 4] = ["c0", "c1", "c2", "c3"];
 
@@ -266,19 +270,6 @@ fn start() -> Desired {
         desired.set(&table(), &set.into(), spec(set));
     }
     desired
-}
-
-fn own_namespace() -> bool {
-    if !nix::unistd::geteuid().is_root() {
-        assert!(
-            std::env::var_os("TRAMMEL_SKIP_ROOT").is_some(),
-            "this suite needs root; TRAMMEL_SKIP_ROOT=1 leaves it out"
-        );
-        eprintln!("SKIP: not root");
-        return false;
-    }
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace");
-    true
 }
 
 fn run(steps: &[Step], kernels: &mut [&mut dyn Kernel]) -> Ruleset {

@@ -6,6 +6,7 @@
 //! `X-Load-Balancing-Endpoint-Weight`.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::mpsc::Sender;
 
@@ -19,7 +20,7 @@ use tokio::sync::watch;
 
 use crate::complaint::Complaint;
 use crate::health::Health;
-use crate::listeners::{Listeners, RETRY};
+use crate::listeners::Listeners;
 use crate::owner::ServiceNews;
 use crate::runtime::Mail;
 
@@ -36,11 +37,10 @@ struct Port {
     health: Health,
 }
 
-/// Serves all health checks until the owner is gone. One that cannot be served is a
-/// complaint, and is tried again; it does not concern the others.
-pub async fn serve(mut news: watch::Receiver<ServiceNews>, health: Health, mail: Sender<Mail>) {
+/// Serves all health checks until the owner is gone.
+pub async fn serve(news: watch::Receiver<ServiceNews>, health: Health, mail: Sender<Mail>) {
     let of_ports = news.clone();
-    let mut listeners = Listeners::new(move |listener, address| {
+    let listeners = Listeners::new(move |listener, address| {
         let port = Port {
             number: address.port(),
             news: of_ports.clone(),
@@ -52,43 +52,15 @@ pub async fn serve(mut news: watch::Receiver<ServiceNews>, health: Health, mail:
             drop(axum::serve(listener, router).await);
         })
     });
-    let mut told = Vec::new();
-    loop {
-        let now = news.borrow_and_update().clone();
-        let (wanted, mut complaints) = plan(&now);
-        let failures = listeners.want(&wanted.keys().copied().collect());
-        for (address, error) in &failures {
-            complaints.push(Complaint::of_service(
-                &wanted[address],
-                REASON,
-                format!(
-                    "healthCheckNodePort {} cannot be served on {address}: {error}; end what \
-                     listens there, or load balancers leave this node out",
-                    address.port()
-                ),
-            ));
-        }
-        if complaints != told {
-            for complaint in complaints.iter().filter(|new| !told.contains(new)) {
-                tracing::warn!(service = ?complaint.about, "{}", complaint.message);
-            }
-            told.clone_from(&complaints);
-            let mail = mail.send(Mail::Complaints(REASON, complaints));
-            if mail.is_err() {
-                return;
-            }
-        }
-        let retry = async {
-            match failures.is_empty() {
-                true => std::future::pending().await,
-                false => tokio::time::sleep(RETRY).await,
-            }
-        };
-        tokio::select! {
-            changed = news.changed() => if changed.is_err() { return },
-            () = retry => {}
-        }
-    }
+    let failed = |address: SocketAddr, service: &ObjectKey, error: &io::Error| {
+        let message = format!(
+            "healthCheckNodePort {} cannot be served on {address}: {error}; end what listens \
+             there, or load balancers leave this node out",
+            address.port()
+        );
+        Complaint::of_service(service, REASON, message)
+    };
+    listeners.follow(news, mail, REASON, plan, failed).await;
 }
 
 /// Where to listen, for which Service; and Services that have lost their port to another.

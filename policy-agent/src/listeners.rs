@@ -3,15 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
+use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::complaint::Complaint;
+use crate::owner::ServiceNews;
+use crate::runtime::Mail;
+
 /// How often an address that could not be had is tried again.
-pub(crate) const RETRY: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_secs(5);
 
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 128;
@@ -33,9 +39,52 @@ impl Listeners {
         }
     }
 
+    /// Listens where `plan` says, until the owner is gone. An address that cannot be had is
+    /// a complaint, is tried again, and does not concern the others.
+    ///
+    /// `plan` returns for each address whose it is, and what else is to be told; `failed`
+    /// words what stands against an address.
+    pub(crate) async fn follow<Whose>(
+        mut self,
+        mut news: watch::Receiver<ServiceNews>,
+        mail: Sender<Mail>,
+        reason: &'static str,
+        plan: impl Fn(&ServiceNews) -> (BTreeMap<SocketAddr, Whose>, Vec<Complaint>),
+        failed: impl Fn(SocketAddr, &Whose, &io::Error) -> Complaint,
+    ) {
+        let mut told = Vec::new();
+        loop {
+            let (wanted, mut complaints) = plan(&news.borrow_and_update());
+            let failures = self.want(&wanted.keys().copied().collect());
+            for (address, error) in &failures {
+                complaints.push(failed(*address, &wanted[address], error));
+            }
+            if complaints != told {
+                for complaint in complaints.iter().filter(|new| !told.contains(new)) {
+                    let about = complaint.about.as_ref().map(tracing::field::debug);
+                    tracing::warn!(about, "{}", complaint.message);
+                }
+                told.clone_from(&complaints);
+                if mail.send(Mail::Complaints(reason, complaints)).is_err() {
+                    return;
+                }
+            }
+            let retry = async {
+                match failures.is_empty() {
+                    true => std::future::pending().await,
+                    false => tokio::time::sleep(RETRY).await,
+                }
+            };
+            tokio::select! {
+                changed = news.changed() => if changed.is_err() { return },
+                () = retry => {}
+            }
+        }
+    }
+
     /// Listens on these addresses and no others. Returns those where it cannot, with the
     /// reason; they are tried again by the next call.
-    pub(crate) fn want(&mut self, wanted: &BTreeSet<SocketAddr>) -> Vec<(SocketAddr, io::Error)> {
+    fn want(&mut self, wanted: &BTreeSet<SocketAddr>) -> Vec<(SocketAddr, io::Error)> {
         self.tasks.retain(|address, task| {
             let stays = wanted.contains(address) && !task.is_finished();
             if !stays {

@@ -4,8 +4,9 @@
 //! accepted here and passed on to an endpoint (KEP-6032 does the same). TCP only. The
 //! endpoint is asked for with each connection: none is kept that could be out of date.
 
-use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
@@ -19,7 +20,7 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::complaint::Complaint;
-use crate::listeners::{Listeners, RETRY};
+use crate::listeners::Listeners;
 use crate::owner::ServiceNews;
 use crate::runtime::{Call, Mail};
 
@@ -29,14 +30,13 @@ const REASON: &str = "FailedToListenOnNodePort";
 /// An endpoint that does not answer for this long is passed over.
 const CONNECT: Duration = Duration::from_secs(2);
 
-/// Serves until the owner is gone. A port that another program has is a complaint, and is
-/// tried again.
-pub async fn serve(mut news: watch::Receiver<ServiceNews>, mail: Sender<Mail>) {
+/// Serves until the owner is gone.
+pub async fn serve(news: watch::Receiver<ServiceNews>, mail: Sender<Mail>) {
     let turn = Arc::new(AtomicUsize::new(0));
     // Connections outlive their listener, as those through rules do.
     let connections = TaskTracker::new();
     let of_listeners = mail.clone();
-    let mut listeners = Listeners::new(move |listener, address| {
+    let listeners = Listeners::new(move |listener, address| {
         let relay = Relay {
             port: address.port(),
             family: IpFamily::of(address.ip()),
@@ -45,52 +45,25 @@ pub async fn serve(mut news: watch::Receiver<ServiceNews>, mail: Sender<Mail>) {
         };
         accept(listener, relay, connections.clone()).boxed()
     });
-    let mut told = Vec::new();
-    loop {
-        let ports = news.borrow_and_update().loopback_node_ports.clone();
-        let failures = listeners.want(&addresses(&ports));
-        let complaints: Vec<_> = failures
-            .iter()
-            .map(|(address, error)| Complaint {
-                about: None,
-                uid: None,
-                reason: REASON,
-                message: format!(
-                    "node port {} cannot be served on {address}: {error}; end what listens there",
-                    address.port()
-                ),
-            })
-            .collect();
-        if complaints != told {
-            for complaint in complaints.iter().filter(|new| !told.contains(new)) {
-                tracing::warn!("{}", complaint.message);
-            }
-            told.clone_from(&complaints);
-            if mail.send(Mail::Complaints(REASON, complaints)).is_err() {
-                return;
-            }
-        }
-        let retry = async {
-            match failures.is_empty() {
-                true => std::future::pending().await,
-                false => tokio::time::sleep(RETRY).await,
-            }
-        };
-        tokio::select! {
-            changed = news.changed() => if changed.is_err() { return },
-            () = retry => {}
-        }
-    }
+    let failed = |address: SocketAddr, (): &(), error: &io::Error| Complaint {
+        about: None,
+        uid: None,
+        reason: REASON,
+        message: format!(
+            "node port {} cannot be served on {address}: {error}; end what listens there",
+            address.port()
+        ),
+    };
+    listeners.follow(news, mail, REASON, plan, failed).await;
 }
 
-fn addresses(ports: &BTreeSet<u16>) -> BTreeSet<SocketAddr> {
+fn plan(news: &ServiceNews) -> (BTreeMap<SocketAddr, ()>, Vec<Complaint>) {
     let both = |port: &u16| {
-        [
-            SocketAddr::from((Ipv4Addr::LOCALHOST, *port)),
-            SocketAddr::from((Ipv6Addr::LOCALHOST, *port)),
-        ]
+        let addresses = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        addresses.map(|address: IpAddr| (SocketAddr::new(address, *port), ()))
     };
-    ports.iter().flat_map(both).collect()
+    let ports = news.loopback_node_ports.iter();
+    (ports.flat_map(both).collect(), Vec::new())
 }
 
 /// Passes the connections of one port on.

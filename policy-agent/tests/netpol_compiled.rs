@@ -10,7 +10,7 @@ mod cases;
 
 use std::net::IpAddr;
 
-use cases::{CELLS, Cell, Result, Step, World, for_each_step};
+use cases::{Cell, Result, Step, Tally, World, agrees_in_every_cell};
 use dataplane::desired::Desired;
 use dataplane::layout::{self, INET, ports};
 use dataplane::object::{Element, Family, Hook, Ruleset};
@@ -21,13 +21,6 @@ use policy_agent::index::Index;
 const NODE: &str = "n1";
 const POD_SIDE: &str = "cbr0";
 const OTHER_SIDE: &str = "uplink";
-
-#[derive(Default)]
-struct Tally {
-    cells: usize,
-    to_itself: usize,
-    differences: Vec<String>,
-}
 
 /// The rules of a node that all of the step's pods are on.
 fn compile(world: World) -> Ruleset {
@@ -70,60 +63,41 @@ fn passes(
     fate == Fate::Accepted
 }
 
-impl Tally {
-    fn step(&mut self, title: &str, step: &Step) -> Result<()> {
-        let ruleset = compile(World::new(step)?);
-        let addresses = step.addresses();
-        for cell in &step.table {
-            self.cells += 1;
-            let ends = [addresses[&cell.from], addresses[&cell.to]];
-            // The cases judge these like any other pair; the API always allows them.
-            if cell.from == cell.to {
-                self.to_itself += 1;
-                let passes = passes(&ruleset, cell, ends, [POD_SIDE, POD_SIDE]);
-                assert!(passes, "{title}: {} to itself", cell.from);
-                continue;
-            }
-            for (column, expected, interfaces) in [
-                ("egress", &cell.egress, [POD_SIDE, OTHER_SIDE]),
-                ("ingress", &cell.ingress, [OTHER_SIDE, POD_SIDE]),
-                ("allowed", &cell.allowed, [POD_SIDE, POD_SIDE]),
-            ] {
-                if passes(&ruleset, cell, ends, interfaces) != (expected == "allowed") {
-                    self.differences.push(format!(
-                        "{title}: {} -> {} {}/{}: expected {column} {expected}",
-                        cell.from, cell.to, cell.port, cell.protocol,
-                    ));
-                }
+fn judge(tally: &mut Tally, title: &str, step: &Step) -> Result<()> {
+    let ruleset = compile(World::new(step)?);
+    let addresses = step.addresses();
+    for cell in &step.table {
+        tally.cells += 1;
+        let ends = [addresses[&cell.from], addresses[&cell.to]];
+        // The cases judge these like any other pair; the API always allows them.
+        if cell.from == cell.to {
+            tally.to_itself += 1;
+            let passes = passes(&ruleset, cell, ends, [POD_SIDE, POD_SIDE]);
+            assert!(passes, "{title}: {} to itself", cell.from);
+            continue;
+        }
+        for (column, expected, interfaces) in [
+            ("egress", &cell.egress, [POD_SIDE, OTHER_SIDE]),
+            ("ingress", &cell.ingress, [OTHER_SIDE, POD_SIDE]),
+            ("allowed", &cell.allowed, [POD_SIDE, POD_SIDE]),
+        ] {
+            if passes(&ruleset, cell, ends, interfaces) != (expected == "allowed") {
+                tally.differences.push(format!(
+                    "{title}: {} -> {} {}/{}: expected {column} {expected}",
+                    cell.from, cell.to, cell.port, cell.protocol,
+                ));
             }
         }
-        Ok(())
     }
-}
-
-fn agrees_in_every_cell(family: &str) -> Result<()> {
-    let mut tally = Tally::default();
-    if !for_each_step(family, |title, step| tally.step(title, step))? {
-        return Ok(());
-    }
-    assert!(
-        tally.differences.is_empty(),
-        "{} differences in {} cells, the first:\n{}",
-        tally.differences.len(),
-        tally.cells,
-        tally.differences[..tally.differences.len().min(10)].join("\n")
-    );
-    assert_eq!(tally.cells, CELLS);
-    assert!(tally.to_itself > 0 && tally.to_itself < tally.cells / 8);
     Ok(())
 }
 
 #[test]
 fn the_compiled_rules_agree_with_every_ipv4_case() -> Result<()> {
-    agrees_in_every_cell("v4")
+    agrees_in_every_cell("v4", judge)
 }
 
 #[test]
 fn the_compiled_rules_agree_with_every_ipv6_case() -> Result<()> {
-    agrees_in_every_cell("v6")
+    agrees_in_every_cell("v6", judge)
 }

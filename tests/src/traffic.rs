@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-pub use client::{ask, send_from};
+pub use client::{ask, send_from, udp_to};
 pub use hammer::{Hammer, Tally};
 pub use server::{Seen, Server};
 pub use stream::Stream;

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -14,7 +13,7 @@ use tests::pod::Family;
 use tests::require_root;
 use tests::scene::{OUTSIDE, Scene};
 use tests::traffic::Protocol;
-use tests::wait::eventually;
+use tests::wait::{SOON, eventually};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 const NODE_PORT: u16 = 30_080;
@@ -202,7 +201,7 @@ fn affinity_is_switched_and_timed_live() -> Result<()> {
     for way in ways() {
         server(&scene, way)?;
     }
-    eventually(Duration::from_secs(10), || {
+    eventually(SOON, || {
         let entries = learnt(&node)?;
         ensure!(entries == 0, "{entries} entries have not timed out");
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ use tests::pod::{Family, Pod};
 use tests::require_root;
 use tests::scene::Scene;
 use tests::traffic::{Hammer, Protocol, Stream};
-use tests::wait::eventually;
+use tests::wait::{SOON, eventually};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 const SHORT: Duration = Duration::from_millis(400);
@@ -84,7 +84,7 @@ fn a_restart_takes_over_the_table_without_a_change_or_a_lost_connection() -> Res
         }
         let after = fingerprint(&ruleset(&node.netns)?);
         assert_eq!(before, after, "the same objects with the same handles");
-        stream.flows(Duration::from_secs(1))?;
+        stream.flows(SOON)?;
         let (denied, allowed) = (denied.stop()?, allowed.stop()?);
         assert_eq!(denied.answered(), 0, "{denied:?}");
         assert!(
@@ -131,14 +131,8 @@ fn without_an_agent_rules_stay_and_new_pods_are_refused() -> Result<()> {
         assert!(ask(open, tests::matrix::LIMIT)?.is_answered());
     }
     let late = NetNs::create("late")?;
-    let started = Instant::now();
     let (code, text) = Call::new(&node, "ADD", "late", &late).error()?;
     assert_eq!(code, 11, "{text}");
-    assert!(
-        started.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        started.elapsed()
-    );
     assert_eq!(
         (node.ports()?.len(), node.leases()?.len()),
         (3, 6),
@@ -203,7 +197,7 @@ fn what_others_change_in_its_tables_is_repaired_within_a_second() -> Result<()> 
     ];
     for (what, script) in damages {
         inspect::nft(&node.netns, &script).context(what)?;
-        let (_, took) = eventually(Duration::from_secs(2), || {
+        eventually(SOON, || {
             let verified = scene.agent.verify()?;
             ensure!(
                 verified.status.success(),
@@ -214,7 +208,6 @@ fn what_others_change_in_its_tables_is_repaired_within_a_second() -> Result<()> 
             Ok(())
         })
         .context(what)?;
-        assert!(took < Duration::from_millis(1500), "{what}: {took:?}");
         enforced(&scene).context(what)?;
     }
     Ok(())

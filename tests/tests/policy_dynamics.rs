@@ -1,7 +1,7 @@
 //! NetworkPolicy while things change: a denied cell that is hammered never succeeds, an
 //! allowed one never fails.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -14,6 +14,7 @@ use tests::require_root;
 use tests::scene::Scene;
 use tests::shop::{app, pods, web_for_front};
 use tests::traffic::{Hammer, PATIENT, Protocol, Stream};
+use tests::wait::SOON;
 
 const SHORT: Duration = Duration::from_millis(300);
 const PAUSE: Duration = Duration::from_millis(1);
@@ -95,7 +96,7 @@ fn a_thousand_changes_for_others_open_nothing_and_lose_nothing() -> Result<()> {
     }
     scene.agent.wait()?;
     monitor.finish()?;
-    tcp.flows(Duration::from_secs(1)).context("a live flow")?;
+    tcp.flows(SOON).context("a live flow")?;
     assert!(generation()? > before, "the changes were judged to narrow");
     Ok(())
 }
@@ -160,8 +161,7 @@ fn an_agent_that_is_killed_opens_nothing_and_cuts_nothing() -> Result<()> {
         scene.agent = Agent::start(&node)?;
     }
     monitor.finish()?;
-    live.flows(Duration::from_secs(1))
-        .context("a flow older than the agent")?;
+    live.flows(SOON).context("a flow older than the agent")?;
     assert!(scene.agent.verify()?.status.success());
     Ok(())
 }
@@ -175,15 +175,12 @@ fn a_download_is_cut_as_soon_as_its_client_may_not_begin_it() -> Result<()> {
     let target = scene.pod("shop/web").at(Family::V4, 80);
     let probe = &scene.pod("lab/probe").netns;
     let stream = Stream::open(probe, Protocol::Tcp, target, Duration::from_millis(2))?;
-    let changed = Instant::now();
     let no_egress = policy(
         "lab/probe",
         &json!({"podSelector": {}, "policyTypes": ["Egress"]}),
     );
     scene.apply(&[no_egress])?;
-    let cut = stream.wait_for_cut(Duration::from_millis(600), Duration::from_secs(5))?;
-    let took = cut.saturating_duration_since(changed);
-    assert!(took < Duration::from_secs(1), "cut after {took:?}");
+    stream.wait_for_cut()?;
     Ok(())
 }
 

@@ -19,6 +19,7 @@ use tests::require_root;
 use tests::scene::Scene;
 use tests::shop::{app, pods, web_for_front};
 use tests::traffic::{Hammer, PATIENT, Protocol, Stream, ask};
+use tests::wait::SOON;
 
 const SHORT: Duration = Duration::from_millis(300);
 const PAUSE: Duration = Duration::from_millis(1);
@@ -65,7 +66,7 @@ fn tables_of_another_layout_are_taken_over_without_a_gap() -> Result<()> {
     let seen = scene.servers["shop/web"].seen();
     let probe = scene.pod("lab/probe").ip(Family::V4);
     assert!(seen.iter().all(|seen| seen.peer.ip() != probe));
-    live.flows(Duration::from_secs(1))
+    live.flows(SOON)
 }
 
 /// Kind and name of every object; the number of elements of sets and maps.
@@ -141,7 +142,7 @@ fn a_full_connection_table_opens_nothing() -> Result<()> {
     for seen in scene.servers["shop/web"].seen() {
         assert!(allowed(seen.peer.ip(), seen.port), "{seen:?}");
     }
-    live.flows(Duration::from_secs(5)).context("a live flow")
+    live.flows(SOON).context("a live flow")
 }
 
 /// netpol.md 61: a runtime that asks twice, or for what there never was, leaves nothing in

@@ -1,6 +1,6 @@
 //! NetworkPolicy and packets that are no plain connection: ICMP, fragments, SCTP, odd flags.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -12,8 +12,8 @@ use tests::objects::{deny_all, policy};
 use tests::pod::Family;
 use tests::require_root;
 use tests::scene::Scene;
-use tests::traffic::{Protocol, Stream};
-use tests::wait::eventually;
+use tests::traffic::{Protocol, Stream, udp_to};
+use tests::wait::{SOON, eventually};
 
 const SHORT: Duration = Duration::from_millis(400);
 
@@ -97,12 +97,11 @@ fn path_mtu_discovery_works_through_rules_for_ports() -> Result<()> {
     for target in ["203.0.113.9", "2001:db8:99::9"] {
         let pod = &scene.pod("shop/web").netns;
         let ip: IpAddr = target.parse()?;
-        eventually(Duration::from_secs(5), || {
+        eventually(SOON, || {
             pod.enter(move || -> Result<()> {
-                let any = if ip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-                let socket = UdpSocket::bind(any)?;
+                let socket = udp_to((ip, 81).into())?;
                 // Refused from the second on, once the pod knows.
-                socket.send_to(&[7; 1400], (ip, 81)).ok();
+                socket.send(&[7; 1400]).ok();
                 Ok(())
             })??;
             let route = pod.ip(&format!("route get {target}"))?;
@@ -125,14 +124,9 @@ fn fragments_share_the_verdict_of_their_datagram() -> Result<()> {
         let send = |port: u16| {
             let target = web.at(family, port);
             scene.pod("lab/probe").netns.enter(move || -> Result<()> {
-                let any = if target.is_ipv4() {
-                    "0.0.0.0:0"
-                } else {
-                    "[::]:0"
-                };
-                let socket = UdpSocket::bind(any)?;
+                let socket = udp_to(target)?;
                 for _ in 0..3 {
-                    socket.send_to(&[b'x'; 5000], target)?;
+                    socket.send(&[b'x'; 5000])?;
                 }
                 Ok(())
             })?
@@ -146,7 +140,7 @@ fn fragments_share_the_verdict_of_their_datagram() -> Result<()> {
         };
         send(81)?;
         send(80)?;
-        eventually(Duration::from_secs(3), || {
+        eventually(SOON, || {
             anyhow::ensure!(seen_on(80) == 3, "{family}: {} of 3 arrived", seen_on(80));
             Ok(())
         })?;
@@ -301,7 +295,7 @@ fn odd_tcp_packets_open_no_way_past_the_policy() -> Result<()> {
         Duration::from_millis(5),
     )?;
     scene.apply(&[deny_all("shop")])?;
-    stream.wait_for_cut(Duration::from_millis(600), Duration::from_secs(5))?;
+    stream.wait_for_cut()?;
     Ok(())
 }
 

@@ -1,7 +1,5 @@
 //! The agent's side of the Service proxy: settings, health, metrics, node addresses.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tests::agent::{self, Agent, http_get};
@@ -11,12 +9,9 @@ use tests::node::{GATEWAYS, NODE_IPS, NODE_NAME, Node};
 use tests::objects;
 use tests::require_root;
 use tests::scene::Scene;
-use tests::wait::eventually;
+use tests::wait::{SOON, eventually};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
-/// What has to happen within two seconds, on a machine that has other things to do.
-const SOON: Duration = Duration::from_secs(2);
-
 /// This node's Node object.
 fn own_node(change: impl FnOnce(&mut Value)) -> Value {
     let mut node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE_NAME}});
@@ -118,7 +113,7 @@ fn a_port_that_kube_proxy_still_has_is_served_when_it_is_free() -> Result<()> {
     let log = agent.log_text();
     assert!(log.contains("127.0.0.1:10249"), "{log}");
     drop(holder);
-    eventually(Duration::from_secs(10), || {
+    eventually(SOON, || {
         let (status, _, _) = http_get(&node.netns, "127.0.0.1:10249", "/healthz")?;
         ensure!(status == 200, "{status}");
         Ok(())
@@ -245,7 +240,7 @@ fn tables_of_others_are_reported_and_those_of_kube_proxy_removed_on_demand() -> 
     let agent = Agent::start(&node)?;
     let problems = |present: &[&str], absent: &[&str]| {
         // The tables are looked at every five seconds.
-        eventually(Duration::from_secs(10), || {
+        eventually(SOON, || {
             let status = agent.verb(&["status"])?;
             for part in present {
                 ensure!(status.contains(part), "{part} is not in\n{status}");

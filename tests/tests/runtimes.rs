@@ -8,7 +8,6 @@ use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -16,7 +15,7 @@ use tests::agent::Agent;
 use tests::command::{self, Background, LIMIT};
 use tests::netns::NetNs;
 use tests::node::{NODE_IPS, Node};
-use tests::wait::eventually;
+use tests::wait::{SOON, eventually};
 use tests::{inspect, programs, require_root};
 
 /// The container's program. As process 1 it has to take signals on purpose.
@@ -78,9 +77,7 @@ fn ask(netns: &NetNs, server: SocketAddr) -> Result<String> {
 fn expect_answer(node: &Node, ips: &[IpAddr], name: &str) -> Result<()> {
     ensure!(ips.len() == 2, "one address of each family: {ips:?}");
     for &ip in ips {
-        let (answer, _) = eventually(Duration::from_secs(20), || {
-            ask(&node.netns, SocketAddr::new(ip, PORT))
-        })?;
+        let (answer, _) = eventually(SOON, || ask(&node.netns, SocketAddr::new(ip, PORT)))?;
         ensure!(answer == name, "{ip} answered {answer:?}");
     }
     Ok(())
@@ -213,7 +210,7 @@ fn expect_published(node: &Node) -> Result<()> {
     for (port, name) in [(8081, "one"), (8082, "two")] {
         let server = SocketAddr::new(NODE_IPS[0].parse()?, port);
         for netns in [&node.outside, &node.netns] {
-            let (answer, _) = eventually(Duration::from_secs(20), || ask(netns, server))?;
+            let (answer, _) = eventually(SOON, || ask(netns, server))?;
             ensure!(
                 answer == name,
                 "{server} answered {answer:?} to {}",

@@ -20,7 +20,7 @@ use tests::pod::Family;
 use tests::require_root;
 use tests::scene::{OUTSIDE, Scene};
 use tests::traffic::{Outcome, Protocol};
-use tests::wait::eventually;
+use tests::wait::{SOON, eventually};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 const NODE_PORT: u16 = 30_080;
@@ -29,8 +29,6 @@ const ENDPOINTS: [&str; 3] = ["shop/web-0", "shop/web-1", "shop/web-2"];
 /// Entries of the affinity map, of either family.
 const AFFINITY_ENTRIES: u32 = 1 << 18;
 const SHORT: Duration = Duration::from_millis(700);
-const SOON: Duration = Duration::from_secs(20);
-
 fn pods() -> Vec<(&'static str, Value)> {
     let mut pods: Vec<_> = ENDPOINTS.map(|key| (key, json!({"app": "web"}))).into();
     pods.push((CLIENT, json!({"app": "client"})));

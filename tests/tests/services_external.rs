@@ -14,7 +14,7 @@ use tests::objects;
 use tests::pod::Family;
 use tests::require_root;
 use tests::scene::{NODE, OUTSIDE, Scene};
-use tests::traffic::{Outcome, Protocol};
+use tests::traffic::{Outcome, Protocol, udp_to};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 const VIP: [&str; 2] = ["203.0.113.10", "2001:db8:113::10"];
@@ -275,13 +275,7 @@ fn keeps_port(scene: &Scene<'_>, from: &str, target: SocketAddr) -> Result<UdpSo
     let sources = scene.sources();
     let netns = sources.get(from).context("a source")?;
     netns.enter(move || -> Result<UdpSocket> {
-        let any = if target.is_ipv4() {
-            "0.0.0.0:0"
-        } else {
-            "[::]:0"
-        };
-        let socket = UdpSocket::bind(any)?;
-        socket.connect(target)?;
+        let socket = udp_to(target)?;
         socket.set_read_timeout(Some(LIMIT))?;
         Ok(socket)
     })?

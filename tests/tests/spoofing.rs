@@ -14,7 +14,7 @@ use tests::pod::Family;
 use tests::require_root;
 use tests::scene::Scene;
 use tests::traffic::{Protocol, send_from};
-use tests::wait::eventually;
+use tests::wait::{SOON, eventually};
 
 const SHORT: Duration = Duration::from_millis(400);
 
@@ -56,7 +56,7 @@ fn a_pod_cannot_speak_for_an_address_that_is_not_its_own() -> Result<()> {
                 thief.ip(&format!("address del {forged}/{length} dev eth0"))?;
             }
             thief.enter(move || send_from(own, target, "own"))??;
-            let seen = eventually(Duration::from_secs(2), || {
+            let seen = eventually(SOON, || {
                 let seen = scene.servers["shop/web"].seen();
                 let seen: Vec<_> = seen.iter().map(|seen| seen.peer.ip()).collect();
                 seen.contains(&own)

@@ -228,7 +228,7 @@ fn an_address_that_moves_to_another_node_has_the_new_pods_rights() -> Result<()>
     // The address becomes that of a pod on this node that is no peer.
     objects[5] = pod("shop/other", &app("other"), &nodes[0], front.ips());
     pair.apply(&objects)?;
-    live.wait_for_cut(Duration::from_millis(600), LONG)?;
+    live.wait_for_cut()?;
     front.del()?;
     drop(live);
     route(&nodes[0], &moving, None)?;

@@ -26,6 +26,17 @@ pub fn send_from(source: IpAddr, target: SocketAddr, text: &str) -> io::Result<(
     Ok(())
 }
 
+/// A client that keeps its port.
+pub fn udp_to(target: SocketAddr) -> io::Result<UdpSocket> {
+    let any: IpAddr = match target {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(target)?;
+    Ok(socket)
+}
+
 fn ask_tcp(target: SocketAddr, limit: Duration) -> io::Result<String> {
     let started = Instant::now();
     let stream = TcpStream::connect_timeout(&target, limit)?;
@@ -40,12 +51,7 @@ fn ask_tcp(target: SocketAddr, limit: Duration) -> io::Result<String> {
 }
 
 fn ask_udp(target: SocketAddr, limit: Duration) -> io::Result<String> {
-    let any: IpAddr = match target {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let socket = UdpSocket::bind((any, 0))?;
-    socket.connect(target)?;
+    let socket = udp_to(target)?;
     socket.set_read_timeout(Some(limit / UDP_REQUESTS))?;
     let mut buffer = [0; 512];
     let mut request = 1;

@@ -10,12 +10,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use nix::poll::{PollFd, PollFlags, ppoll};
 
-use super::Protocol;
+use super::{Protocol, udp_to};
 use crate::netns::NetNs;
-use crate::wait::eventually;
+use crate::wait::{SOON, eventually};
 
 /// How long the first answer may take.
 const OPENING: Duration = Duration::from_secs(3);
+
+/// A stream that says nothing for so long is cut: longer than TCP's first repetition of a
+/// lost segment (200 ms), or one lost packet would count.
+const QUIET: Duration = Duration::from_millis(600);
 
 /// A client that sends a numbered line at a fixed interval and notes which ones
 /// come back. Over UDP the lines are datagrams of one socket.
@@ -68,17 +72,14 @@ impl Stream {
         Ok(stream)
     }
 
-    /// Waits until lines have stopped coming back for `quiet`, at most `limit`, and
-    /// returns when the first line was sent that did not.
-    ///
-    /// `quiet` has to be longer than TCP's first repetition of a lost segment (200
-    /// ms), or one lost packet counts as a cut.
-    pub fn wait_for_cut(&self, quiet: Duration, limit: Duration) -> Result<Instant> {
-        let (instant, _) = eventually(limit, || {
+    /// Waits until lines have stopped coming back, and returns when the first line was
+    /// sent that did not.
+    pub fn wait_for_cut(&self) -> Result<Instant> {
+        let (instant, _) = eventually(SOON, || {
             let progress = lock(&self.progress);
             let next = progress.echoed.map_or(0, |number| number + 1);
             match progress.sent.get(next) {
-                Some(sent) if sent.elapsed() >= quiet => Ok(*sent),
+                Some(sent) if sent.elapsed() >= QUIET => Ok(*sent),
                 _ => bail!("the stream still flows: {next} lines"),
             }
         })?;
@@ -123,13 +124,7 @@ fn connect(protocol: Protocol, target: SocketAddr) -> io::Result<Socket> {
             Ok(Socket::Tcp(stream))
         }
         Protocol::Udp => {
-            let any = if target.is_ipv4() {
-                "0.0.0.0:0"
-            } else {
-                "[::]:0"
-            };
-            let socket = UdpSocket::bind(any)?;
-            socket.connect(target)?;
+            let socket = udp_to(target)?;
             socket.set_nonblocking(true)?;
             Ok(Socket::Udp(socket))
         }

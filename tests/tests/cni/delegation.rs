@@ -4,7 +4,6 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -12,7 +11,7 @@ use tests::netns::NetNs;
 use tests::node::{GATEWAYS, Node};
 use tests::plugin::Call;
 use tests::pod::{Family, Pod};
-use tests::wait::eventually;
+use tests::wait::{SOON, eventually};
 use tests::{command, inspect, programs, require_root};
 
 use crate::assert_empty;
@@ -278,7 +277,7 @@ fn trammel_ipam_serves_the_reference_bridge_plugin() -> Result<()> {
     for family in Family::ALL {
         // The reference plugin does not wait for the end of duplicate detection.
         for target in [family.pick(GATEWAYS), two.ip(family)] {
-            eventually(Duration::from_secs(10), || one.netns.ping(target))?;
+            eventually(SOON, || one.netns.ping(target))?;
         }
     }
     one.check()?;

@@ -12,7 +12,7 @@ use tests::node::{GATEWAYS, NODE_IPS, Node};
 use tests::plugin::Call;
 use tests::pod::Family;
 use tests::traffic::{Outcome, Protocol};
-use tests::wait::eventually;
+use tests::wait::{SOON, eventually};
 use tests::{inspect, require_root};
 
 use crate::assert_empty;
@@ -213,7 +213,7 @@ fn a_taken_host_port_is_refused_with_the_name_of_who_has_it() -> Result<()> {
         Call::new(&node, "DEL", "two", &two).silent()?;
         let old = one.call("DEL");
         drop(one);
-        eventually(Duration::from_secs(5), || {
+        eventually(SOON, || {
             anyhow::ensure!(node.ports()?.is_empty(), "the port goes with the namespace");
             Ok(())
         })?;
@@ -462,7 +462,7 @@ fn an_agent_mends_a_host_port_that_somebody_else_has_taken() -> Result<()> {
         "delete element inet trammel host-ports4 { tcp . 8080 }",
     )?;
     let target = SocketAddr::new(Family::V4.pick(NODE_IPS), 8080);
-    eventually(Duration::from_secs(5), || {
+    eventually(SOON, || {
         let outcome = ask_from(&node.outside, Protocol::Tcp, target)?;
         anyhow::ensure!(outcome.server() == Some("one"), "{outcome}");
         Ok(())

@@ -2,7 +2,6 @@
 
 use std::io::Read as _;
 use std::process::Stdio;
-use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -10,7 +9,7 @@ use tests::netns::NetNs;
 use tests::node::Node;
 use tests::plugin::Call;
 use tests::require_root;
-use tests::wait::eventually;
+use tests::wait::{SOON, eventually};
 
 use crate::assert_empty;
 
@@ -54,7 +53,7 @@ fn version_does_not_wait_for_the_end_of_standard_input() -> Result<()> {
         .stdout(Stdio::piped())
         .spawn()?;
     let held_open = child.stdin.take();
-    let ended = eventually(Duration::from_secs(1), || {
+    let ended = eventually(SOON, || {
         child
             .try_wait()?
             .ok_or_else(|| anyhow::anyhow!("VERSION still runs"))

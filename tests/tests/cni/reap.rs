@@ -12,16 +12,13 @@ use tests::netns::NetNs;
 use tests::node::Node;
 use tests::plugin::Call;
 use tests::pod::Pod;
-use tests::wait::eventually;
+use tests::wait::{SOON, eventually};
 use tests::{command, inspect, require_root};
 
 use crate::{assert_empty, is_empty};
 
 /// The agent looks this often.
 const OFTEN: [&str; 2] = ["--reap-interval", "200ms"];
-/// It may take this long, on a busy machine.
-const SOON: Duration = Duration::from_secs(10);
-
 fn agent(node: &Node) -> Result<Agent<'_>> {
     let agent = Agent::spawn_with(node, &OFTEN)?;
     agent.wait()?;

@@ -1,7 +1,6 @@
 //! The CNI configuration that the agent writes.
 
 use std::fs;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -10,11 +9,9 @@ use tests::cluster::{Cluster, conflist};
 use tests::fabric::{Fabric, Join};
 use tests::pod::Family;
 use tests::require_root;
-use tests::wait::eventually;
+use tests::wait::{SOON, eventually};
 
 use super::problems;
-
-const SOON: Duration = Duration::from_secs(10);
 
 /// cni.md: ranges, MTU and masquerading are the node's.
 #[test]

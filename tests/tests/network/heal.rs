@@ -1,19 +1,14 @@
 //! What others take away comes back within about a second.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use serde_json::Value;
 use tests::cluster::Cluster;
 use tests::fabric::{Fabric, Join, pod_cidr};
 use tests::pod::Family;
 use tests::require_root;
-use tests::wait::eventually;
+use tests::wait::{SOON, eventually};
 
 use super::{PROBE, WEB, gateway, own_routes, problems, two_pods};
-
-/// The promise is a second; the machine may be busy.
-const SOON: Duration = Duration::from_secs(10);
 
 fn repairs(cluster: &Cluster<'_>, number: usize) -> Result<u64> {
     let status = cluster.agents[number - 1].json(&["status"])?;

@@ -1,17 +1,13 @@
 //! Nodes that join, leave and change.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use serde_json::json;
 use tests::fabric::{Fabric, Join, pod_cidr};
 use tests::pod::Family;
 use tests::require_root;
-use tests::wait::eventually;
+use tests::wait::{SOON, eventually};
 
 use super::{PROBE, WEB, gateway, own_routes, problems, two_pods};
-
-const SOON: Duration = Duration::from_secs(10);
 
 #[test]
 fn routes_follow_nodes_that_leave_join_and_change() -> Result<()> {

@@ -1,7 +1,5 @@
 //! VXLAN between nodes that are no neighbours.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use serde_json::json;
 use tests::cluster::{Cluster, conflist};
@@ -10,11 +8,10 @@ use tests::inspect::items;
 use tests::netns::NetNs;
 use tests::pod::Family;
 use tests::require_root;
-use tests::wait::eventually;
+use tests::wait::{SOON, eventually};
 
 use super::{PROBE, WEB, gateway, own_routes, problems, two_pods};
 
-const SOON: Duration = Duration::from_secs(10);
 /// IPv4 and IPv6 header with that of ICMP.
 const PING_HEADERS: [u32; 2] = [28, 48];
 

@@ -14,6 +14,7 @@ use tests::pod::Pod;
 use tests::random::Random;
 use tests::scene::{NODE, OUTSIDE, PORTS, ShownLog};
 use tests::traffic::{Hammer, Server, Stream};
+use tests::wait::SOON;
 
 use crate::monitor::{Monitor, Tried, Witness, try_denied};
 use crate::step::{Change, Step};
@@ -23,8 +24,6 @@ use crate::world::{Addresses, Connection, Verdicts, World};
 const SAMPLE: usize = 48;
 /// Connections that stay open over many steps.
 const FLOWS: usize = 3;
-const SOON: Duration = Duration::from_secs(5);
-
 /// Everything that is real. Its parts end in the order of the fields.
 pub(crate) struct Lab<'n> {
     flows: Vec<(Connection, Stream)>,
@@ -205,7 +204,7 @@ impl<'n> Lab<'n> {
                     self.flows.push((connection, stream));
                 }
                 false => {
-                    let cut = stream.wait_for_cut(Duration::from_millis(600), SOON);
+                    let cut = stream.wait_for_cut();
                     cut.with_context(|| format!("denied, and alive: {connection:?}"))?;
                     self.tried.flows_cut += 1;
                 }

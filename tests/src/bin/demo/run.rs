@@ -34,10 +34,6 @@ const TO: [&str; 7] = [
 
 /// How often the open connections say something.
 const LINE_EVERY: Duration = Duration::from_millis(2);
-/// How long they have to be silent to count as cut.
-const SILENCE: Duration = Duration::from_millis(500);
-/// How long that may take.
-const CUT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Does everything and tells it to `terminal`.
 pub(crate) fn run(terminal: &Terminal) -> Result<Report> {
@@ -202,7 +198,7 @@ impl Demo<'_> {
         node.manifests.write_text("policies.yaml", policies)?;
         for (family, stream) in &streams {
             let cut = stream
-                .wait_for_cut(SILENCE, CUT_LIMIT)
+                .wait_for_cut()
                 .with_context(|| format!("{TESTER} to {}, {family}", WEB[0]))?;
             self.report.live_change.push(Cut {
                 from: TESTER.to_owned(),
