@@ -51,7 +51,7 @@ impl Fabric {
         let middle = &fabric.middle;
         if join == Join::Link {
             middle.ip("link add lan type bridge")?;
-            middle.ip("link set lan up")?;
+            middle.up("lan")?;
         } else {
             middle.sysctl("net.ipv4.ip_forward", 1)?;
             middle.sysctl("net.ipv6.conf.all.forwarding", 1)?;
@@ -110,19 +110,16 @@ impl Fabric {
         if self.join == Join::Link {
             middle.ip(&format!("link set {name} master lan"))?;
         }
-        middle.ip(&format!("link set {name} up"))?;
-        netns.ip("link set uplink up")?;
+        middle.up(name)?;
+        netns.up("uplink")?;
         for &family in &self.families {
             let length = if family == Family::V4 { 24 } else { 64 };
-            let nodad = if family == Family::V4 { "" } else { "nodad" };
             let ip = address(self.join, number, family, 2);
-            netns.ip(&format!("address add {ip}/{length} dev uplink {nodad}"))?;
+            netns.ip(&format!("address add {ip}/{length} dev uplink"))?;
             let gateway = match self.join {
                 Join::Router => {
                     let gateway = address(self.join, number, family, 1);
-                    middle.ip(&format!(
-                        "address add {gateway}/{length} dev {name} {nodad}"
-                    ))?;
+                    middle.ip(&format!("address add {gateway}/{length} dev {name}"))?;
                     gateway
                 }
                 Join::Link if netns.name() != self.outside.name() => self.outside_ip(family),

@@ -97,6 +97,13 @@ impl NetNs {
         Some(text.trim().to_owned())
     }
 
+    /// Brings a link up whose IPv6 addresses serve at once. While its link-local one is being
+    /// probed (a second), a router asks nobody for a MAC there and loses what it forwards.
+    pub fn up(&self, link: &str) -> Result<()> {
+        self.sysctl(&format!("net.ipv6.conf.{link}.accept_dad"), 0)?;
+        self.ip(&format!("link set {link} up")).map(drop)
+    }
+
     /// One echo request; an error if there is no answer within a second.
     pub fn ping(&self, target: IpAddr) -> Result<()> {
         command::run(

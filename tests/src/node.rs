@@ -95,9 +95,8 @@ impl Node {
         for node in &nodes {
             let [v4, v6] = node.place.link_ips;
             node.netns.ip(&format!("address add {v4}/24 dev nodes"))?;
-            node.netns
-                .ip(&format!("address add {v6}/64 dev nodes nodad"))?;
-            node.netns.ip("link set nodes up")?;
+            node.netns.ip(&format!("address add {v6}/64 dev nodes"))?;
+            node.netns.up("nodes")?;
         }
         for (node, other) in [(&nodes[0], &nodes[1]), (&nodes[1], &nodes[0])] {
             for (range, via) in other.place.pods.iter().zip(other.place.link_ips) {
@@ -176,8 +175,8 @@ impl Node {
         } = self.place;
         for (netns, link, addresses) in [(node, "uplink", ips), (outside, "eth0", outside_ips)] {
             netns.ip(&format!("address add {}/24 dev {link}", addresses[0]))?;
-            netns.ip(&format!("address add {}/64 dev {link} nodad", addresses[1]))?;
-            netns.ip(&format!("link set {link} up"))?;
+            netns.ip(&format!("address add {}/64 dev {link}", addresses[1]))?;
+            netns.up(link)?;
         }
         for via in outside_ips {
             node.ip(&format!("route add default via {via}"))?;
