@@ -5,15 +5,17 @@
 //! sees the mark and the addresses has nothing to do, and it looks in the same
 //! send that creates its port.
 
+mod role;
+
 use std::net::IpAddr;
 
-use dataplane::attachment::{MacAddr, Mode};
+use dataplane::attachment::MacAddr;
 use dataplane::bridge_netfilter;
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoBridge, InfoData, InfoKind, LinkAttribute, LinkInfo, LinkMessage,
+    InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
 };
 use nix::errno::Errno;
 
@@ -22,9 +24,11 @@ use crate::netlink::observed::{Address, Link};
 use crate::netlink::{Answer, Answers, Batch, NetlinkError, Socket};
 use crate::sysctl::{self, SysctlError};
 
-/// The alias of a bridge that is completely set up, for routed ports and for mode `l2`.
-const MARK: &str = "trammel";
-const MARK_L2: &str = "trammel l2";
+pub use role::{Role, gateway_port, is_ours};
+
+use role::{described, port_name};
+
+use crate::link::vlan::HAS_OPTION;
 
 /// Messages that [`Wanted::push_query`] adds to a batch.
 pub const QUERY_LENGTH: usize = 2;
@@ -33,12 +37,14 @@ pub const QUERY_LENGTH: usize = 2;
 #[derive(Debug, thiserror::Error)]
 pub enum BridgeError {
     /// Something else has the name.
-    #[error("bridge: {name} exists and is {kind}, not a bridge: name another, or remove it")]
-    NotABridge {
+    #[error("bridge: {name} exists and is {kind}, not a {wanted}: name another, or remove it")]
+    OtherKind {
         /// The name.
         name: String,
         /// What it is.
         kind: String,
+        /// What it is to be.
+        wanted: &'static str,
     },
     /// It is the gateway of something else.
     #[error(
@@ -55,9 +61,9 @@ pub enum BridgeError {
     /// Its ports cannot be of both kinds: what hands frames to the packet filter for the
     /// one breaks the other.
     #[error(
-        "bridge: {name} has the pods of mode {found:?}, and this is mode {wanted:?}: name another bridge, or remove this one when its last pod has gone"
+        "bridge: {name} has the pods of {found}, and this is {wanted}: name another bridge, or remove this one when its last pod has gone"
     )]
-    OtherMode {
+    OtherRole {
         /// The name.
         name: String,
         /// That of its ports.
@@ -84,13 +90,13 @@ pub enum BridgeError {
     Sysctl(#[from] SysctlError),
 }
 
-/// The bridge as configured.
+/// The bridge as configured, or an interface on it that has its gateways.
 #[derive(Clone, Debug)]
 pub struct Wanted<'a> {
     /// Name.
     pub name: &'a str,
-    /// That of its ports: [`Mode::L2`] or [`Mode::RoutedPorts`].
-    pub mode: Mode,
+    /// What it is for.
+    pub role: Role<'a>,
     /// The gateways of all ranges, with the length of the subnets' prefixes: pods
     /// are reached by the routes that come with them.
     pub gateways: Vec<IpNet>,
@@ -116,7 +122,7 @@ impl<'a> Wanted<'a> {
     /// The bridge for pods with these gateways.
     pub fn new(
         name: &'a str,
-        mode: Mode,
+        role: Role<'a>,
         mut gateways: Vec<IpNet>,
         mtu: u32,
         force_address: bool,
@@ -125,7 +131,7 @@ impl<'a> Wanted<'a> {
         gateways.dedup();
         Self {
             name,
-            mode,
+            role,
             gateways,
             mtu,
             force_address,
@@ -145,6 +151,16 @@ impl<'a> Wanted<'a> {
         let plan = self.plan(&answers)?;
         self.apply(socket, &plan)?;
         Ok(index)
+    }
+
+    /// As it is when nothing is missing any more.
+    pub fn make_ready(&self, socket: &mut Socket) -> Result<Link, BridgeError> {
+        let index = self.ensure(socket)?;
+        let mut batch = Batch::default();
+        self.push_query(&mut batch, index);
+        let plan = self.plan(&socket.run(batch)?)?;
+        self.apply(socket, &plan)?;
+        Ok(plan.link)
     }
 
     /// Adds the questions whose answers [`plan`](Self::plan) needs, as the first
@@ -169,20 +185,27 @@ impl<'a> Wanted<'a> {
     }
 
     fn compare(&self, link: Link, addresses: &[Address]) -> Result<Plan, BridgeError> {
-        if link.kind.as_deref() != Some("bridge") {
-            return Err(BridgeError::NotABridge {
+        if link.kind.as_deref() != Some(self.role.kind()) {
+            return Err(BridgeError::OtherKind {
                 name: self.name.to_owned(),
                 kind: link.kind.unwrap_or_else(|| "a device".to_owned()),
+                wanted: self.role.kind(),
             });
         }
-        let mark = link.alias.as_deref();
-        if let Some(found) = mode_of(mark).filter(|found| *found != self.mode) {
-            return Err(BridgeError::OtherMode {
+        let (mark, wanted) = self.role.mark();
+        let other = link.alias.as_deref().filter(|found| *found != mark);
+        if let Some(found) = other.and_then(described) {
+            return Err(BridgeError::OtherRole {
                 name: self.name.to_owned(),
-                found: found.as_str(),
-                wanted: self.mode.as_str(),
+                found,
+                wanted,
             });
         }
+        let lacks_setting = match self.role {
+            Role::Switched => !link.calls_netfilter,
+            Role::Vlans => !link.filters_vlans,
+            Role::Routed | Role::Gateway { .. } => false,
+        };
         let own = addresses
             .iter()
             .filter(|address| address.index == link.index);
@@ -216,8 +239,7 @@ impl<'a> Wanted<'a> {
             remove,
             add: self.gateways.iter().filter(missing).copied().collect(),
             up: !link.up,
-            adopt: link.alias.as_deref() != Some(self.mark_text())
-                || (self.mode == Mode::L2 && !link.calls_netfilter),
+            adopt: link.alias.as_deref() != Some(mark) || lacks_setting,
             link,
         })
     }
@@ -229,14 +251,19 @@ impl<'a> Wanted<'a> {
         }
         let index = plan.link.index;
         if plan.adopt {
-            if self.mode == Mode::L2 && !bridge_netfilter::is_available() {
-                return Err(BridgeError::NoBridgeNetfilter);
+            match self.role {
+                Role::Switched if !bridge_netfilter::is_available() => {
+                    return Err(BridgeError::NoBridgeNetfilter);
+                }
+                Role::Vlans if !plan.link.filters_vlans => self.filter_vlans(socket, index)?,
+                _ => {}
             }
             self.settings()?;
         }
         self.remove_conflicts(socket, plan)?;
         let mut batch = Batch::default();
         if plan.adopt {
+            self.push_port(&mut batch);
             let link = self.fixed(&plan.link);
             let action = format!("fix the address of {}", self.name);
             batch.push(action, 0, &RouteNetlinkMessage::NewLink(link));
@@ -280,19 +307,21 @@ impl<'a> Wanted<'a> {
     }
 
     fn create(&self, socket: &mut Socket) -> Result<(), BridgeError> {
-        let mut link = link::named(self.name);
-        // A bridge without an address of its own takes the lowest of its ports',
-        // another with every pod; its neighbours then wait for their caches.
-        let mac = self.derived_mac();
-        link.attributes
-            .extend(mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
-        link.attributes
-            .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(
-                InfoKind::Bridge,
-            )]));
         let mut batch = Batch::default();
         let create = NLM_F_CREATE | NLM_F_EXCL;
-        let action = format!("create bridge {}", self.name);
+        let (action, link) = match self.role {
+            Role::Routed | Role::Switched => {
+                (format!("create bridge {}", self.name), self.new_bridge())
+            }
+            Role::Vlans => (
+                format!("create bridge {} with VLANs {HAS_OPTION}", self.name),
+                self.new_bridge(),
+            ),
+            Role::Gateway { bridge, .. } => {
+                let action = format!("create {} and {}", self.name, port_name(self.name));
+                (action, self.new_pair(bridge))
+            }
+        };
         batch.push(action, create, &RouteNetlinkMessage::NewLink(link));
         // Set, not inherited: a bridge follows its smallest port until someone says.
         let mut mtu = link::named(self.name);
@@ -305,6 +334,58 @@ impl<'a> Wanted<'a> {
         Ok(())
     }
 
+    /// With the address of a gateway: a bridge without one of its own takes the lowest of its
+    /// ports', another with every pod; its neighbours then wait for their caches.
+    fn new_link(&self) -> LinkMessage {
+        let mut link = link::named(self.name);
+        let mac = self.derived_mac();
+        link.attributes
+            .extend(mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+        link
+    }
+
+    fn new_bridge(&self) -> LinkMessage {
+        let mut link = self.new_link();
+        let info = match self.role {
+            Role::Vlans => filtering_bridge(),
+            _ => vec![LinkInfo::Kind(InfoKind::Bridge)],
+        };
+        link.attributes.push(LinkAttribute::LinkInfo(info));
+        link
+    }
+
+    /// The port is what the message is about, as the kernel gives a master to it alone.
+    fn new_pair(&self, bridge: u32) -> LinkMessage {
+        let mut port = link::named(&port_name(self.name));
+        port.attributes.extend([
+            LinkAttribute::Mtu(self.mtu),
+            LinkAttribute::Controller(bridge),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Veth),
+                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(self.new_link()))),
+            ]),
+        ]);
+        port
+    }
+
+    /// Adds the messages that put a gateway's port into its VLAN and set it up. A gateway that
+    /// the reference plugin has made has a port of another name, which is in it already.
+    fn push_port(&self, batch: &mut Batch) {
+        let Role::Gateway { vlans, .. } = self.role else {
+            return;
+        };
+        let name = port_name(self.name);
+        let Some(index) = link::index(&name) else {
+            return;
+        };
+        link::vlan::push_to(batch, &name, index, vlans);
+        let mut port = LinkMessage::default();
+        port.header.index = index;
+        link::set_up(&mut port);
+        let action = format!("set {name} up");
+        batch.push(action, 0, &RouteNetlinkMessage::NewLink(port));
+    }
+
     /// Its own Ethernet address, which setting it makes permanent, and no IPv6
     /// address that is not ours: until the kernel's own link-local one leaves
     /// duplicate detection, the bridge could not ask for its pods' addresses.
@@ -315,7 +396,7 @@ impl<'a> Wanted<'a> {
         link.attributes.extend(mac);
         let ips: Vec<IpAddr> = self.gateways.iter().map(IpNet::addr).collect();
         link.attributes.extend(link::no_automatic_ipv6(&ips));
-        if self.mode == Mode::L2 {
+        if self.role == Role::Switched {
             // Of this bridge, not of all by sysctl: others may not want it, and somebody
             // may set that back.
             link.attributes.push(LinkAttribute::LinkInfo(vec![
@@ -329,8 +410,16 @@ impl<'a> Wanted<'a> {
         link
     }
 
-    fn mark_text(&self) -> &'static str {
-        if self.mode == Mode::L2 { MARK_L2 } else { MARK }
+    /// Has the bridge keep VLANs apart: before anything else of it is changed, as there are
+    /// kernels that cannot.
+    fn filter_vlans(&self, socket: &mut Socket, index: u32) -> Result<(), BridgeError> {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.attributes
+            .push(LinkAttribute::LinkInfo(filtering_bridge()));
+        let action = format!("keep VLANs apart on {} {HAS_OPTION}", self.name);
+        let answers = socket.ask(action, &RouteNetlinkMessage::NewLink(link))?;
+        Ok(answers.all_done()?)
     }
 
     fn settings(&self) -> Result<(), BridgeError> {
@@ -356,7 +445,7 @@ impl<'a> Wanted<'a> {
         let mut link = LinkMessage::default();
         link.header.index = index;
         link.attributes
-            .push(LinkAttribute::IfAlias(self.mark_text().to_owned()));
+            .push(LinkAttribute::IfAlias(self.role.mark().0.to_owned()));
         let action = format!("mark {}", self.name);
         let answers = socket.ask(action, &RouteNetlinkMessage::NewLink(link))?;
         Ok(answers.all_done()?)
@@ -386,6 +475,15 @@ impl Plan {
     }
 }
 
+/// A bridge that keeps the VLANs of its ports apart.
+fn filtering_bridge() -> Vec<LinkInfo> {
+    let filters = InfoBridge::VlanFiltering(true);
+    vec![
+        LinkInfo::Kind(InfoKind::Bridge),
+        LinkInfo::Data(InfoData::Bridge(vec![filters])),
+    ]
+}
+
 /// As the reference plugin: a bridge has one IPv4 address, and any number of
 /// IPv6 ones as long as their subnets are disjoint.
 fn conflicts(found: IpNet, wanted: IpNet) -> bool {
@@ -398,128 +496,5 @@ fn conflicts(found: IpNet, wanted: IpNet) -> bool {
     }
 }
 
-/// Whether the link is a bridge that the plugin has made and set up.
-pub fn is_ours(link: &Link) -> bool {
-    link.kind.as_deref() == Some("bridge") && mode_of(link.alias.as_deref()).is_some()
-}
-
-/// The mode that a bridge's mark speaks of.
-fn mode_of(mark: Option<&str>) -> Option<Mode> {
-    match mark {
-        Some(MARK) => Some(Mode::RoutedPorts),
-        Some(MARK_L2) => Some(Mode::L2),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn wanted(force_address: bool) -> Wanted<'static> {
-        let net = |text: &str| text.parse().unwrap();
-        Wanted {
-            name: "cbr0",
-            mode: Mode::RoutedPorts,
-            gateways: vec![net("10.88.0.1/24"), net("fd88::1/64")],
-            mtu: 1500,
-            force_address,
-        }
-    }
-
-    fn bridge() -> Link {
-        Link {
-            index: 7,
-            up: true,
-            name: "cbr0".into(),
-            kind: Some("bridge".into()),
-            alias: Some(MARK.into()),
-            ..Link::default()
-        }
-    }
-
-    fn on(index: u32, nets: &[&str]) -> Vec<Address> {
-        let address = |net: &&str| Address {
-            index,
-            net: net.parse().unwrap(),
-        };
-        nets.iter().map(address).collect()
-    }
-
-    #[test]
-    fn a_bridge_that_is_ready_needs_nothing() {
-        let addresses = on(
-            7,
-            &["10.88.0.1/24", "fd88::1/64", "fe80::1/64", "2001:db8::1/64"],
-        );
-        assert!(
-            wanted(false)
-                .compare(bridge(), &addresses)
-                .unwrap()
-                .is_empty()
-        );
-    }
-
-    #[test]
-    fn what_is_missing_is_planned() {
-        let link = Link {
-            up: false,
-            alias: None,
-            ..bridge()
-        };
-        // The right address on another link does not count.
-        let mut addresses = on(3, &["fd88::1/64"]);
-        addresses.extend(on(7, &["10.88.0.1/24"]));
-        let plan = wanted(false).compare(link, &addresses).unwrap();
-        assert_eq!(plan.add, ["fd88::1/64".parse().unwrap()]);
-        assert!(plan.up && plan.adopt && plan.remove.is_empty());
-    }
-
-    #[test]
-    fn conflicting_addresses_are_refused_or_replaced() {
-        for found in [
-            "10.99.0.1/24",
-            "10.88.0.1/16",
-            "10.88.0.9/24",
-            "fd88::2/64",
-            "fd88::1/48",
-        ] {
-            let addresses = on(7, &[found]);
-            let error = wanted(false).compare(bridge(), &addresses).unwrap_err();
-            assert!(error.to_string().contains(found), "{error}");
-            let plan = wanted(true).compare(bridge(), &addresses).unwrap();
-            assert_eq!(plan.remove, [found.parse().unwrap()]);
-            assert_eq!(plan.add.len(), 2);
-        }
-    }
-
-    #[test]
-    fn a_bridge_without_an_address_gets_the_derived_one() {
-        let mac = |mac| {
-            let link = Link { mac, ..bridge() };
-            wanted(false)
-                .compare(link, &[])
-                .unwrap()
-                .link
-                .mac
-                .unwrap()
-                .to_string()
-        };
-        assert_eq!(mac(None), "0a:58:0a:58:00:01");
-        assert_eq!(mac(Some(MacAddr([0; 6]))), "0a:58:0a:58:00:01");
-        assert_eq!(mac(Some(MacAddr([2; 6]))), "02:02:02:02:02:02");
-    }
-
-    #[test]
-    fn what_is_no_bridge_is_named() {
-        let link = Link {
-            kind: Some("dummy".into()),
-            ..bridge()
-        };
-        let error = wanted(true).compare(link, &[]).unwrap_err();
-        assert!(
-            error.to_string().contains("cbr0 exists and is dummy"),
-            "{error}"
-        );
-    }
-}
+mod tests;

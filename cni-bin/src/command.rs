@@ -88,7 +88,7 @@ impl From<BridgeError> for Error {
     fn from(error: BridgeError) -> Self {
         match error {
             BridgeError::Netlink(error) => error.into(),
-            BridgeError::OtherMode { .. } => Self::config(error.to_string()),
+            BridgeError::OtherRole { .. } => Self::config(error.to_string()),
             error => Self::new(Code::Kernel, error.to_string()),
         }
     }

@@ -23,6 +23,7 @@
 
 mod address;
 mod chosen;
+pub mod vlan;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -46,6 +47,7 @@ use nix::net::if_::if_nametoindex;
 
 use crate::netlink::{Batch, NetlinkError};
 use crate::netns::Netns;
+use crate::spec::Vlans;
 use crate::spec::result::Route;
 
 pub use address::{push_address, push_address_query, push_address_removal, push_route_to_address};
@@ -53,13 +55,18 @@ pub use chosen::chosen_index;
 
 /// What makes a link a port of a bridge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct BridgePort {
+pub struct BridgePort<'a> {
     /// Index of the bridge.
     pub bridge: u32,
+    /// Index of the interface by which the node reaches the pod: the bridge, or the gateway
+    /// of the pod's VLAN, which it need not have.
+    pub gateway: Option<u32>,
     /// Whether frames may go back where they came from.
     pub hairpin: bool,
     /// Whether frames to other isolated ports are dropped.
     pub isolated: bool,
+    /// Its VLANs; the port's index is a chosen one then.
+    pub vlans: Option<&'a Vlans>,
 }
 
 /// The host's end of a pod's link, and the pod's end up to the point where it exists.
@@ -69,7 +76,7 @@ pub struct HostEnd<'a> {
     /// Index on the host, where it is not the kernel's to choose: [`chosen_index`].
     pub index: Option<u32>,
     /// The bridge port that it is; `None` for a routed veth.
-    pub port: Option<BridgePort>,
+    pub port: Option<BridgePort<'a>>,
     /// The pod's namespace.
     pub netns: &'a Netns,
     /// Name in the pod.
@@ -200,6 +207,9 @@ impl HostEnd<'_> {
         settings.attributes.extend(no_automatic_ipv6(self.ips));
         let action = format!("set the port settings of {name}");
         batch.push(action, 0, &RouteNetlinkMessage::NewLink(settings));
+        if let (Some(vlans), Some(index)) = (self.port.and_then(|port| port.vlans), self.index) {
+            vlan::push_to(batch, name, index, vlans);
+        }
 
         let mut up = named(name);
         set_up(&mut up);
@@ -211,14 +221,9 @@ impl HostEnd<'_> {
 
         // What the host knows of the address's last holder must not send the new
         // one's first packets astray. Reachable, not permanent: it ages by itself.
-        for (&ip, port) in self.ips.iter().zip(self.port.iter().cycle()) {
-            push_neighbour(
-                batch,
-                port.bridge,
-                ip,
-                self.pod_mac,
-                NeighbourState::Reachable,
-            );
+        let gateway = self.port.and_then(|port| port.gateway);
+        for (&ip, gateway) in self.ips.iter().zip(gateway.iter().cycle()) {
+            push_neighbour(batch, *gateway, ip, self.pod_mac, NeighbourState::Reachable);
         }
     }
 }

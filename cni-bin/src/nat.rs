@@ -229,7 +229,8 @@ fn has_loopback(attachment: &Attachment) -> bool {
 
 /// That of the interface by which the node reaches the pod.
 fn route_localnet(attachment: &Attachment) -> String {
-    let interface = attachment.bridge.as_ref();
+    let gateway = attachment.undo.vlan_gateway.as_ref();
+    let interface = gateway.or(attachment.bridge.as_ref());
     let interface = interface.unwrap_or(&attachment.host_ifname);
     format!("ipv4/conf/{interface}/route_localnet")
 }

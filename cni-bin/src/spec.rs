@@ -16,6 +16,7 @@ pub mod port;
 pub mod port_mappings;
 pub mod result;
 pub mod version;
+pub mod vlan;
 
 pub use args::{Environment, Target, Verb};
 pub use config::{Config, Document, Policy};
@@ -23,3 +24,4 @@ pub use error::{Code, Error};
 pub use ipam::{Ipam, Pool};
 pub use port::Port;
 pub use version::Version;
+pub use vlan::Vlans;

@@ -295,6 +295,9 @@ pub struct Undo {
     /// The plugin that gave the addresses; absent where they are ours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plugin: Option<IpamPlugin>,
+    /// The interface by which the node reaches the pod, where that is the gateway of a VLAN.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vlan_gateway: Option<String>,
 }
 
 /// An IPAM plugin of others, to be run for DEL.

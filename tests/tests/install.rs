@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use tests::agent::{self, Agent};
 use tests::command::{self, Background, LIMIT};
-use tests::inspect::{nft, ruleset, tables};
+use tests::inspect::{self, nft, ruleset, tables};
 use tests::node::Node;
 use tests::objects::{self, deny_all};
 use tests::pod::{Family, Pod};
@@ -233,6 +233,45 @@ fn a_bridge_of_others_and_a_configuration_of_others_stay() -> Result<()> {
     assert!(!output.status.success());
     assert!(output.stderr.contains("somebody else"), "{}", output.stderr);
     assert!(conf.exists());
+    Ok(())
+}
+
+/// Bridges of VLANs, as the plugin leaves them: the gateways are ports of their own.
+#[test]
+fn the_gateways_of_vlans_go_with_their_bridge_unless_it_has_other_ports() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    for (bridge, port) in [("free", "free-7"), ("used", "used-7")] {
+        let gateway = format!("{bridge}.7");
+        node.netns.ip(&format!("link add {bridge} type bridge"))?;
+        node.netns.ip(&format!(
+            "link add {port} master {bridge} type veth peer name {gateway}"
+        ))?;
+        let mut mark = node.netns.command("ip");
+        mark.args(["link", "set", bridge, "alias", "trammel vlan"]);
+        command::run(&mut mark)?;
+        let mut mark = node.netns.command("ip");
+        mark.args(["link", "set", &gateway, "alias", "trammel vlan gateway"]);
+        command::run(&mut mark)?;
+    }
+    node.netns
+        .ip("link add other master used type veth peer name theirs")?;
+    let output = agent::verb(&node, &["cleanup", "--cni-bin-dir", "/nonexistent"])?;
+    assert!(output.status.success(), "{}", output.stderr);
+    let links = node.netns.ip_json("link show")?;
+    let names: Vec<_> = inspect::items(&links)
+        .filter_map(|link| link["ifname"].as_str())
+        .collect();
+    for (name, stays) in [
+        ("free", false),
+        ("free.7", false),
+        ("free-7", false),
+        ("used", true),
+        ("used.7", true),
+        ("other", true),
+    ] {
+        assert_eq!(names.contains(&name), stays, "{name}: {names:?}");
+    }
     Ok(())
 }
 

@@ -44,6 +44,7 @@ use crate::netlink::Socket;
 use crate::netns::Netns;
 use crate::signals::Deferred;
 use crate::spec::config::Config;
+use crate::spec::json::get;
 use crate::spec::result::{Dns, Route};
 use crate::spec::{Document, Environment, Error, Target};
 
@@ -160,10 +161,8 @@ impl Plan<'_> {
             // One that has started meanwhile may have read the records before ours was there.
             agent = Agent::connect(&self.document.agent_socket, self.document.policy)?;
         }
-        if agent.is_some() && over_link {
-            let advice = "the agent closes a port until its address is known, and it is asked \
-                          for over that port: use another type, or do without the agent here";
-            return Err(Error::unsupported("ipam.type", &"dhcp".into(), advice));
+        if agent.is_some() {
+            self.refuse_beside_agent()?;
         }
         if let Some(agent) = &mut agent {
             made.told_agent = true;
@@ -172,7 +171,7 @@ impl Plan<'_> {
                 attachment: Box::new(endpoint.attachment.clone()),
             })?;
         }
-        let bridge = self.connect(made, &mut host, &endpoint)?;
+        let links = self.connect(made, &mut host, &endpoint)?;
         if over_link {
             endpoint = self.ask_over_link(made, pod)?;
             self.address(&mut host, &endpoint)?;
@@ -183,7 +182,28 @@ impl Plan<'_> {
             agent.answer(PROGRAM_TIMEOUT)?;
         }
         self.translate(made, &endpoint.attachment, agent.is_none())?;
-        self.result(endpoint, bridge)
+        self.result(endpoint, links)
+    }
+
+    /// What an agent would enforce and could not.
+    fn refuse_beside_agent(&self) -> Result<(), Error> {
+        if self.document.ipam.needs_link() {
+            let advice = "the agent closes a port until its address is known, and it is asked \
+                          for over that port: use another type, or do without the agent here";
+            return Err(Error::unsupported("ipam.type", &"dhcp".into(), advice));
+        }
+        if let Some(vlans) = &self.config.port.vlans {
+            let advice = "what pods of one VLAN send each other passes no policies: use a bridge \
+                          without VLANs, or do without the agent here";
+            let key = if vlans.access.is_some() {
+                "vlan"
+            } else {
+                "vlanTrunk"
+            };
+            let value = get(self.document.root(), key).unwrap_or(&Value::Null);
+            return Err(Error::unsupported(key, value, advice));
+        }
+        Ok(())
     }
 }
 

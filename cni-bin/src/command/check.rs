@@ -17,7 +17,7 @@ use crate::netlink::{Batch, Socket};
 use crate::shaping::Shaper;
 use crate::spec::args::ExtraArgs;
 use crate::spec::result::{Expected, Route};
-use crate::spec::{Code, Document, Environment, Error, Ipam, Target, Verb};
+use crate::spec::{Code, Document, Environment, Error, Ipam, Target, Verb, Vlans};
 
 /// Compares an attachment with what ADD left. Later plugins of the chain may
 /// have added to it, or changed MTU and Ethernet address: neither is compared.
@@ -55,8 +55,11 @@ pub fn check(document: &Document, environment: &Environment, target: &Target) ->
         Ipam::Nobody => Vec::new(),
     };
     differences.extend(host_end(attachment, &mut host)?);
-    let up = !document.config(&ExtraArgs::default())?.port.down;
-    differences.extend(pod_end(target, index, up, &expected, &mut pod)?);
+    let port = document.config(&ExtraArgs::default())?.port;
+    if let Some(vlans) = &port.vlans {
+        differences.extend(vlan_port(attachment, vlans, &mut host)?);
+    }
+    differences.extend(pod_end(target, index, !port.down, &expected, &mut pod)?);
     differences.extend(nat::differences(attachment)?);
     if let Some(shaper) = Shaper::of(attachment) {
         differences.extend(shaper.differences(&mut host)?);
@@ -116,6 +119,35 @@ fn host_end(attachment: &Attachment, host: &mut Socket) -> Result<Vec<String>, E
             }
         }
     }
+    Ok(differences)
+}
+
+/// The VLANs that the port is not in any more. Others may have put it into more of them.
+fn vlan_port(
+    attachment: &Attachment,
+    vlans: &Vlans,
+    host: &mut Socket,
+) -> Result<Vec<String>, Error> {
+    let name = &attachment.host_ifname;
+    let mut differences = Vec::new();
+    if let Some(gateway) = &attachment.undo.vlan_gateway
+        && !look(host, gateway)?.is_some_and(|link| link.up)
+    {
+        differences.push(format!(
+            "{gateway}, the gateway of the VLAN, is gone or down"
+        ));
+    }
+    let Some(index) = link::index(name) else {
+        return Ok(differences);
+    };
+    let mut batch = Batch::default();
+    link::vlan::push_vlan_query(&mut batch);
+    let answers = host.run(batch)?;
+    answers.all_done()?;
+    differences.extend(
+        link::vlan::missing(vlans, &answers.get(0).vlans(index)?)
+            .map(|vlan| format!("{name} is not in VLAN {vlan} as it should be")),
+    );
     Ok(differences)
 }
 

@@ -16,6 +16,9 @@ const NEW_LINK: u16 = 16;
 const NEW_ADDRESS: u16 = 20;
 const NEW_ROUTE: u16 = 24;
 
+/// `IFLA_AF_SPEC`, and what of an attribute's type is not a flag.
+const AF_SPEC: u16 = 26;
+const KIND_MASK: u16 = 0x3fff;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IFF_UP: u32 = 1;
@@ -46,6 +49,17 @@ pub struct Link {
     /// Of a bridge: whether it hands frames of both families to the packet filter by a
     /// setting of its own.
     pub calls_netfilter: bool,
+    /// Of a bridge: whether it keeps VLANs apart.
+    pub filters_vlans: bool,
+}
+
+/// A VLAN of a bridge port (`struct bridge_vlan_info`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PortVlan {
+    /// Its number.
+    pub vlan: u16,
+    /// Whether frames that come in without a tag are in it.
+    pub is_native: bool,
 }
 
 /// An address (`struct ifaddrmsg`, `IFA_*`).
@@ -86,6 +100,25 @@ impl Answer {
         routes.filter_map(Result::transpose).collect()
     }
 
+    /// The VLANs of the port with that index, from replies to
+    /// [`push_vlan_query`](crate::link::vlan::push_vlan_query).
+    pub fn vlans(&self, port: u32) -> Result<Vec<PortVlan>, NetlinkError> {
+        let mut vlans = Vec::new();
+        for body in self.bodies(NEW_LINK) {
+            let header = body.get(..16).ok_or(NetlinkError::Malformed)?;
+            if u32_at(header, 4)? != port {
+                continue;
+            }
+            for attribute in attributes(&body[16..]) {
+                let attribute = attribute?;
+                if attribute.kind() & KIND_MASK == AF_SPEC {
+                    vlans.extend(port_vlans(attribute.value())?);
+                }
+            }
+        }
+        Ok(vlans)
+    }
+
     fn bodies(&self, kind: u16) -> impl Iterator<Item = &[u8]> {
         let replies = self.replies.iter();
         replies
@@ -112,8 +145,9 @@ fn link(body: &[u8]) -> Result<Link, NetlinkError> {
             16 => link.operational = value == [OPER_UP],
             18 => {
                 link.kind = link_kind(value)?;
-                link.calls_netfilter =
-                    link.kind.as_deref() == Some("bridge") && calls_netfilter(value)?;
+                if link.kind.as_deref() == Some("bridge") {
+                    bridge_settings(value, &mut link)?;
+                }
             }
             20 => link.alias = Some(text(value)).filter(|alias| !alias.is_empty()),
             _ => {}
@@ -133,9 +167,10 @@ fn link_kind(info: &[u8]) -> Result<Option<String>, NetlinkError> {
     Ok(None)
 }
 
-/// `IFLA_BR_NF_CALL_IPTABLES` and its IPv6 twin in `IFLA_INFO_DATA`.
-fn calls_netfilter(info: &[u8]) -> Result<bool, NetlinkError> {
-    let mut on = 0;
+/// `IFLA_BR_VLAN_FILTERING`, and `IFLA_BR_NF_CALL_IPTABLES` with its IPv6 twin, in
+/// `IFLA_INFO_DATA`.
+fn bridge_settings(info: &[u8], link: &mut Link) -> Result<(), NetlinkError> {
+    let mut calls = 0;
     for attribute in attributes(info) {
         let attribute = attribute?;
         if attribute.kind() != 2 {
@@ -143,12 +178,46 @@ fn calls_netfilter(info: &[u8]) -> Result<bool, NetlinkError> {
         }
         for setting in attributes(attribute.value()) {
             let setting = setting?;
-            if matches!(setting.kind(), 36 | 37) && setting.value() == [1] {
-                on += 1;
+            let is_on = setting.value() == [1];
+            match setting.kind() {
+                7 => link.filters_vlans = is_on,
+                36 | 37 => calls += u8::from(is_on),
+                _ => {}
             }
         }
     }
-    Ok(on == 2)
+    link.calls_netfilter = calls == 2;
+    Ok(())
+}
+
+/// The `IFLA_BRIDGE_VLAN_INFO`s in `IFLA_AF_SPEC`. Equal neighbours come as two, the first
+/// and the last of their range.
+fn port_vlans(spec: &[u8]) -> Result<Vec<PortVlan>, NetlinkError> {
+    const VLAN_INFO: u16 = 2;
+    /// `BRIDGE_VLAN_INFO_PVID`, `BRIDGE_VLAN_INFO_RANGE_BEGIN`, `BRIDGE_VLAN_INFO_RANGE_END`.
+    const NATIVE: u16 = 1 << 1;
+    const BEGIN: u16 = 1 << 3;
+    const END: u16 = 1 << 4;
+    let mut vlans = Vec::new();
+    let mut begin = None;
+    for attribute in attributes(spec) {
+        let attribute = attribute?;
+        if attribute.kind() != VLAN_INFO {
+            continue;
+        }
+        let word = u32_at(attribute.value(), 0)?.to_ne_bytes();
+        let flags = u16::from_ne_bytes([word[0], word[1]]);
+        let vlan = u16::from_ne_bytes([word[2], word[3]]);
+        let is_native = flags & NATIVE != 0;
+        if flags & BEGIN != 0 {
+            begin = Some(vlan);
+            continue;
+        }
+        let begin = begin.take().filter(|_| flags & END != 0);
+        let range = begin.unwrap_or(vlan)..=vlan;
+        vlans.extend(range.map(|vlan| PortVlan { vlan, is_native }));
+    }
+    Ok(vlans)
 }
 
 fn address(body: &[u8]) -> Result<Option<Address>, NetlinkError> {

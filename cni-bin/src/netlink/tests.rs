@@ -2,6 +2,22 @@ use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 
 use super::*;
 
+impl Batch {
+    /// Each message in hexadecimal digits, with the number 1.
+    pub(crate) fn printed(&self) -> Vec<String> {
+        let mut rest = self.bytes.as_slice();
+        let mut messages = Vec::new();
+        while !rest.is_empty() {
+            let (_, behind) = Message::split(rest).unwrap();
+            let mut bytes = rest[..rest.len() - behind.len()].to_vec();
+            bytes[8..12].copy_from_slice(&1_u32.to_ne_bytes());
+            messages.push(bytes.iter().map(|byte| format!("{byte:02x}")).collect());
+            rest = behind;
+        }
+        messages
+    }
+}
+
 fn message(sequence: u32, kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend(u32::try_from(HEADER + body.len()).unwrap().to_ne_bytes());
@@ -88,7 +104,60 @@ fn what_is_cut_off_is_malformed_and_never_a_panic() {
             };
             // Whether it is an error depends on the length; that it returns is what counts.
             drop(message.take_into(&mut answer));
-            drop((answer.links(), answer.addresses(), answer.routes()));
+            drop((
+                answer.links(),
+                answer.addresses(),
+                answer.routes(),
+                answer.vlans(0xffff_ffff),
+            ));
         }
     }
+}
+
+/// An `RTM_NEWLINK` of the bridge family as the kernel answers it (`br_fill_ifvlaninfo`).
+#[cfg(target_endian = "little")]
+#[test]
+fn the_vlans_of_a_port_are_read_with_their_ranges_and_those_of_others_are_not() {
+    let body = |port: u8, infos: &[[u8; 4]]| {
+        let mut body = vec![7, 0, 0, 0, port, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        body.extend([8, 0, 3, 0, b't', b'r', b'm', 0]);
+        body.extend([u8::try_from(4 + 8 * infos.len()).unwrap(), 0, 26, 0]);
+        for info in infos {
+            body.extend([8, 0, 2, 0]);
+            body.extend(info);
+        }
+        (16, body)
+    };
+    let answer = Answer {
+        action: "test".into(),
+        outcome: Ok(()),
+        replies: vec![
+            body(
+                4,
+                &[
+                    [6, 0, 7, 0],
+                    [8, 0, 101, 0],
+                    [16, 0, 103, 0],
+                    [0, 0, 0xfe, 0x0f],
+                ],
+            ),
+            body(5, &[[6, 0, 1, 0]]),
+        ],
+    };
+    let vlans = |port| {
+        let vlans = answer.vlans(port).unwrap().into_iter();
+        vlans
+            .map(|port| (port.vlan, port.is_native))
+            .collect::<Vec<_>>()
+    };
+    let expected = [
+        (7, true),
+        (101, false),
+        (102, false),
+        (103, false),
+        (4094, false),
+    ];
+    assert_eq!(vlans(4), expected);
+    assert_eq!(vlans(5), [(1, true)]);
+    assert_eq!(vlans(6), []);
 }

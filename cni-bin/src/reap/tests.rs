@@ -37,6 +37,7 @@ impl Traces {
                 boot: ipam::boot::id().ok(),
                 data_dir: Some(self.0.path().join("ipam")),
                 plugin: None,
+                ..Undo::default()
             },
             pod: None,
             port_mappings: Vec::new(),

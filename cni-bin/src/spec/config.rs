@@ -149,6 +149,13 @@ impl Document {
     pub fn config(&self, args: &ExtraArgs) -> Result<Config, Error> {
         let root = Object::root(&self.root);
         let port = Port::of(&root, &self.ipam)?;
+        if let Some(name) = port.vlan_gateway(&self.bridge)
+            && let Some(reason) = bad_ifname(&name)
+        {
+            return Err(Error::config(format!(
+                "bridge: {name:?}, the gateway of the VLAN, {reason}: name the bridge shorter"
+            )));
+        }
         let pool = match self.ipam {
             Ipam::InProcess => Some(Pool::of(&root, args)?),
             Ipam::Nobody | Ipam::Plugin(_) => None,

@@ -7,10 +7,7 @@ use serde_json::Value;
 use super::error::Error;
 use super::ipam::Ipam;
 use super::json::Object;
-
-/// Why there are no VLANs.
-const NO_VLAN: &str = "ports do not filter VLANs: use one bridge per VLAN, with the VLAN's \
-                       interface as its uplink";
+use super::vlan::Vlans;
 
 /// The pod's link as configured.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -26,23 +23,38 @@ pub struct Port {
     pub isolated: bool,
     /// `disableContainerInterface`: leave the pod's end down.
     pub down: bool,
+    /// `vlan` and `vlanTrunk`: the VLANs of the port, if it has any; [`Mode::L2`] only.
+    pub vlans: Option<Vlans>,
 }
 
 impl Port {
     /// Reads and checks the keys.
     pub fn of(root: &Object<'_>, ipam: &Ipam) -> Result<Self, Error> {
         refuse_unsupported(root)?;
-        vlan(root)?;
         let mode = mode(root, ipam)?;
         let on = |key: &str| root.boolean(key).map(|value| value == Some(true));
+        let vlans = Vlans::of(root)?;
+        let is_gateway = root.boolean("isGateway")?;
         let port = Self {
             mode,
-            is_gateway: root.boolean("isGateway")?.unwrap_or(true) || on("isDefaultGateway")?,
+            // A VLAN has a router of its own more often than not, and two of one address
+            // would cut off both.
+            is_gateway: is_gateway.unwrap_or(vlans.is_none()) || on("isDefaultGateway")?,
             hairpin: root.boolean("hairpinMode")?.unwrap_or(true),
             isolated: on("portIsolation")?,
             down: on("disableContainerInterface")?,
+            vlans,
         };
         if mode != Mode::L2 {
+            let vlans = ["vlan", "vlanTrunk"].map(|key| (key, root.value(key)));
+            if port.vlans.is_some()
+                && let Some((key, value)) = vlans
+                    .into_iter()
+                    .find_map(|(key, value)| Some((key, value.filter(|v| **v != 0)?)))
+            {
+                let advice = "VLANs are for ports that are switched: use mode \"l2\"";
+                return Err(Error::unsupported(key, value, advice));
+            }
             if !port.is_gateway {
                 let advice = "the node is the pods' gateway, unless mode is \"l2\"";
                 return Err(Error::unsupported("isGateway", &false.into(), advice));
@@ -59,6 +71,13 @@ impl Port {
             ));
         }
         Ok(port)
+    }
+
+    /// Name of the interface that carries the gateways where the bridge does not: a bridge
+    /// is in all of its VLANs, which are not to reach each other by it.
+    pub fn vlan_gateway(&self, bridge: &str) -> Option<String> {
+        let vlan = self.vlans.as_ref()?.access?;
+        self.is_gateway.then(|| format!("{bridge}.{vlan}"))
     }
 }
 
@@ -118,46 +137,6 @@ fn refuse_unsupported(root: &Object<'_>) -> Result<(), Error> {
             let advice = "make it a port of the bridge yourself: ip link set IFACE master BRIDGE";
             Err(Error::unsupported("uplinkInterface", &name.into(), advice))
         }
-        None => Ok(()),
-    }
-}
-
-/// Bridge VLAN filtering is not offered. Values that no VLAN has are a mistake in any
-/// case.
-fn vlan(root: &Object<'_>) -> Result<(), Error> {
-    if let Some(value) = root.value("vlan") {
-        match value.as_i64() {
-            Some(0) => {}
-            Some(1..=4094) => {
-                return Err(Error::unsupported("vlan", value, NO_VLAN));
-            }
-            _ => {
-                return Err(Error::config(format!(
-                    "vlan: {value} is not between 0 and 4094"
-                )));
-            }
-        }
-    }
-    let trunk = root.array("vlanTrunk")?;
-    for (n, entry) in trunk.iter().enumerate() {
-        let entry = Object::at(format!("vlanTrunk[{n}]"), entry)?;
-        let id = |key: &str| match entry.number(key)? {
-            Some(id) if !(1..=4094).contains(&id) => Err(Error::config(format!(
-                "{}: {id} is not between 1 and 4094",
-                entry.path(key)
-            ))),
-            id => Ok(id),
-        };
-        id("id")?;
-        if let (Some(min), Some(max)) = (id("minID")?, id("maxID")?)
-            && min > max
-        {
-            let message = format!("vlanTrunk[{n}]: minID {min} is greater than maxID {max}");
-            return Err(Error::config(message));
-        }
-    }
-    match root.value("vlanTrunk").filter(|_| !trunk.is_empty()) {
-        Some(value) => Err(Error::unsupported("vlanTrunk", value, NO_VLAN)),
         None => Ok(()),
     }
 }

@@ -74,23 +74,36 @@ pub(super) fn remove_plugins(folder: &Path) -> anyhow::Result<Vec<String>> {
     Ok(removed)
 }
 
-/// Bridges that the plugin has made and that have no port any more.
+/// Bridges that the plugin has made and that have no port any more but those of the gateways
+/// of their VLANs, which go with them.
 pub(super) fn remove_bridges() -> anyhow::Result<Vec<String>> {
     let mut socket = Socket::open()?;
     let all = RouteNetlinkMessage::GetLink(LinkMessage::default());
     let answers = socket.dump("list links", &all)?;
     let links: Vec<Link> = answers.get(0).links()?;
-    let is_used = |bridge: &Link| links.iter().any(|link| link.master == Some(bridge.index));
-    let mut removed = Vec::new();
-    for bridge in links
+    let gateways: Vec<(&Link, String)> = links
         .iter()
-        .filter(|link| bridge::is_ours(link) && !is_used(link))
-    {
-        let action = format!("delete bridge {}", bridge.name);
-        socket
-            .ask(action, &link::removal(&bridge.name))?
-            .all_done()?;
-        removed.push(format!("bridge {}", bridge.name));
+        .filter_map(|link| Some((link, bridge::gateway_port(link)?)))
+        .collect();
+    let gateway_of = |port: &Link| {
+        let mut gateways = gateways.iter();
+        gateways.find(|(_, name)| *name == port.name)
+    };
+    let mut removed = Vec::new();
+    for bridge in links.iter().filter(|link| bridge::is_ours(link)) {
+        let ports = links
+            .iter()
+            .filter(|link| link.master == Some(bridge.index));
+        let of_gateways: Vec<_> = ports.clone().filter_map(gateway_of).collect();
+        if of_gateways.len() < ports.count() {
+            continue;
+        }
+        let gateways = of_gateways.iter().map(|(gateway, _)| ("link", *gateway));
+        for (what, link) in gateways.chain([("bridge", bridge)]) {
+            let action = format!("delete {what} {}", link.name);
+            socket.ask(action, &link::removal(&link.name))?.all_done()?;
+            removed.push(format!("{what} {}", link.name));
+        }
     }
     Ok(removed)
 }

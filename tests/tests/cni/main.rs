@@ -21,6 +21,7 @@ mod reap;
 mod reference;
 mod storage;
 mod storm;
+mod vlan;
 
 use anyhow::Result;
 use tests::node::Node;

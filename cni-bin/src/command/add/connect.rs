@@ -10,44 +10,85 @@ use nix::errno::Errno;
 
 use super::made::Made;
 use super::{Endpoint, Plan};
-use crate::bridge::{self, QUERY_LENGTH, Wanted};
+use crate::bridge::{self, QUERY_LENGTH, Role, Wanted};
 use crate::carrier::Way;
 use crate::link::{self, BridgePort, HostEnd, PodEnd, RoutedEnd};
+use crate::netlink::observed::Link;
 use crate::netlink::{Answer, Answers, Batch, Socket};
 use crate::shaping::Shaper;
 use crate::spec::result::Interface;
-use crate::spec::{Code, Error};
+use crate::spec::{Code, Error, Vlans};
 use crate::sysctl;
 
+/// The interfaces of the node that the pod's link leads to, as result and kernel know them.
+#[derive(Default)]
+pub(super) struct Links {
+    /// The bridge, where the mode has one.
+    pub(super) bridge: Option<Interface>,
+    /// The gateway of its VLAN, where it is in one.
+    pub(super) gateway: Option<Interface>,
+}
+
+/// The gateway of a VLAN, but for the bridge that it is on.
+struct VlanGateway<'a> {
+    wanted: Wanted<'a>,
+    vlans: Vlans,
+}
+
+impl VlanGateway<'_> {
+    fn on(&self, bridge: u32) -> Wanted<'_> {
+        let vlans = &self.vlans;
+        Wanted {
+            role: Role::Gateway { bridge, vlans },
+            ..self.wanted.clone()
+        }
+    }
+}
+
 impl Plan<'_> {
-    /// Makes the pair of links and sets both ends up. Returns the bridge as result and
-    /// kernel know it, where the mode has one.
+    /// Makes the pair of links and sets both ends up. Returns what else there is between
+    /// them and the node.
     pub(super) fn connect(
         &self,
         made: &mut Made<'_>,
         host: &mut Socket,
         endpoint: &Endpoint,
-    ) -> Result<Option<Interface>, Error> {
+    ) -> Result<Links, Error> {
         if self.config.port.mode == Mode::Routed {
             self.connect_routed(made, host, endpoint)?;
-            return Ok(None);
+            return Ok(Links::default());
         }
-        let wanted = self.bridge(endpoint);
-        let index = wanted.ensure(host)?;
+        let vlans = self.config.port.vlans.as_ref();
+        let mut wanted = self.bridge(endpoint);
+        let vlan_gateway = self.vlan_gateway(&mut wanted, endpoint);
+        let (index, gateway) = match &vlan_gateway {
+            None => (wanted.ensure(host)?, None),
+            // It needs VLANs on the bridge, and nobody else does before the port.
+            Some(gateway) => {
+                let bridge = wanted.make_ready(host)?.index;
+                (bridge, Some(gateway.on(bridge).make_ready(host)?))
+            }
+        };
         let port = BridgePort {
             bridge: index,
+            gateway: match (&gateway, vlans.and_then(|vlans| vlans.access)) {
+                (Some(gateway), _) => Some(gateway.index),
+                (None, Some(_)) => None,
+                (None, None) => Some(index),
+            },
             hairpin: self.config.port.hairpin,
             isolated: match self.config.port.mode {
                 Mode::L2 => self.config.port.isolated,
                 Mode::RoutedPorts | Mode::Routed => !bridge_netfilter::is_on(),
             },
+            vlans,
         };
         let mut batch = Batch::default();
         wanted.push_query(&mut batch, index);
         let attachment = &endpoint.attachment;
-        // Limits name their devices by index.
-        let limited = attachment.bandwidth.is_some();
-        let index = limited.then(|| link::chosen_index(host, &attachment.host_ifname));
+        // Limits and VLANs name their devices by index.
+        let by_index = attachment.bandwidth.is_some() || vlans.is_some();
+        let index = by_index.then(|| link::chosen_index(host, &attachment.host_ifname));
         self.push_host_end(&mut batch, made, endpoint, index, Some(port));
         // Before the link exists, for what may fail.
         let visit = self.netns.enter(&self.home)?;
@@ -59,12 +100,10 @@ impl Plan<'_> {
         visit.leave();
         wanted.apply(host, &plan)?;
         self.set_up_pod_end(host, &mut pod, pod_index, endpoint)?;
-        Ok(Some(Interface {
-            name: wanted.name.to_owned(),
-            mac: plan.link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
-            mtu: Some(plan.link.mtu),
-            sandbox: None,
-        }))
+        Ok(Links {
+            bridge: Some(interface(wanted.name, &plan.link)),
+            gateway: gateway.map(|link| interface(&link.name, &link)),
+        })
     }
 
     /// Without a bridge: what it would have, the host's end has.
@@ -136,13 +175,36 @@ impl Plan<'_> {
                 endpoint.addresses.iter().filter_map(net).collect()
             }
         };
+        let role = match self.config.port.mode {
+            Mode::L2 if self.config.port.vlans.is_some() => Role::Vlans,
+            Mode::L2 => Role::Switched,
+            Mode::RoutedPorts | Mode::Routed => Role::Routed,
+        };
         Wanted::new(
             &self.document.bridge,
-            self.config.port.mode,
+            role,
             gateways,
             self.mtu,
             self.config.force_address,
         )
+    }
+
+    /// The gateway of the pod's VLAN, which has the addresses that the bridge would have: it
+    /// is in all VLANs, and would lead from each to the others.
+    fn vlan_gateway<'a>(
+        &self,
+        bridge: &mut Wanted<'a>,
+        endpoint: &'a Endpoint,
+    ) -> Option<VlanGateway<'a>> {
+        let name = endpoint.attachment.undo.vlan_gateway.as_deref()?;
+        let vlans = self.config.port.vlans.as_ref()?.of_gateway();
+        let gateways = std::mem::take(&mut bridge.gateways);
+        let wanted = Wanted {
+            name,
+            gateways,
+            ..bridge.clone()
+        };
+        Some(VlanGateway { wanted, vlans })
     }
 
     fn push_host_end(
@@ -151,7 +213,7 @@ impl Plan<'_> {
         made: &mut Made<'_>,
         endpoint: &Endpoint,
         index: Option<u32>,
-        port: Option<BridgePort>,
+        port: Option<BridgePort<'_>>,
     ) {
         let attachment = &endpoint.attachment;
         let end = HostEnd {
@@ -301,6 +363,15 @@ impl Plan<'_> {
             sysctl::set_if_present(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
         }
         Ok(())
+    }
+}
+
+fn interface(name: &str, link: &Link) -> Interface {
+    Interface {
+        name: name.to_owned(),
+        mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        mtu: Some(link.mtu),
+        sandbox: None,
     }
 }
 

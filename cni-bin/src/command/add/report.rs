@@ -4,18 +4,15 @@ use dataplane::attachment::{MacAddr, Mode};
 use ipnet::IpNet;
 use serde_json::Value;
 
+use super::connect::Links;
 use super::{Address, Endpoint, Plan};
 use crate::link;
 use crate::spec::Error;
 use crate::spec::result::{Addition, Interface, Ip};
 
 impl Plan<'_> {
-    /// Renders the result; `bridge` is the bridge, where the mode has one.
-    pub(super) fn result(
-        &self,
-        endpoint: Endpoint,
-        bridge: Option<Interface>,
-    ) -> Result<Value, Error> {
+    /// Renders the result.
+    pub(super) fn result(&self, endpoint: Endpoint, links: Links) -> Result<Value, Error> {
         let attachment = &endpoint.attachment;
         let end = |name: &str, mac: MacAddr, sandbox: Option<&str>| Interface {
             name: name.to_owned(),
@@ -24,7 +21,7 @@ impl Plan<'_> {
             sandbox: sandbox.map(str::to_owned),
         };
         let host = &attachment.host_ifname;
-        let mut interfaces: Vec<Interface> = bridge.into_iter().collect();
+        let mut interfaces: Vec<Interface> = links.bridge.into_iter().collect();
         interfaces.push(end(host, link::host_mac(host), None));
         interfaces.push(end(
             &self.target.ifname,
@@ -32,6 +29,8 @@ impl Plan<'_> {
             Some(self.netns_path),
         ));
         let position = interfaces.len() - 1;
+        // Behind the pod's, as the reference plugin has it.
+        interfaces.extend(links.gateway);
         let ip = |address: &Address| Ip {
             address: self.on_link(address),
             gateway: address.gateway,

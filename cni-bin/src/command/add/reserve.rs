@@ -196,11 +196,13 @@ impl Plan<'_> {
             port_mappings: self.config.port_mappings.clone(),
             masquerade_beyond: networks.filter(|_| self.config.ip_masq).collect(),
             bandwidth: bandwidth.map(|bandwidth| shaping::usable(bandwidth, self.mtu)),
-            undo: self.undo(),
+            undo: self.undo(addresses),
         }
     }
 
-    fn undo(&self) -> Undo {
+    fn undo(&self, addresses: &[Address]) -> Undo {
+        let has_gateway = addresses.iter().any(|address| address.gateway.is_some());
+        let vlan_gateway = self.config.port.vlan_gateway(&self.document.bridge);
         let document = self.document;
         let plugin = || IpamPlugin {
             cni_path: self
@@ -215,6 +217,7 @@ impl Plan<'_> {
             boot: self.boot.clone(),
             data_dir: (document.ipam == Ipam::InProcess).then(|| document.data_dir.clone()),
             plugin: matches!(document.ipam, Ipam::Plugin(_)).then(plugin),
+            vlan_gateway: vlan_gateway.filter(|_| has_gateway),
         }
     }
 

@@ -146,6 +146,8 @@ fn contradictions_and_impossible_values_are_refused() {
         json!({"vlan": 4095}),
         json!({"vlanTrunk": [{"minID": 9, "maxID": 3}]}),
         json!({"vlanTrunk": [{"id": 4095}]}),
+        json!({"mode": "l2", "vlan": 8, "vlanTrunk": [{"id": 8}]}),
+        json!({"mode": "l2", "vlan": 4094, "isGateway": true, "bridge": "abcdefghijk"}),
         json!({"mtu": 1279}),
         json!({"mtu": 65536}),
         json!({"mtu": "1500"}),
@@ -197,6 +199,21 @@ fn modes_have_their_own_keys() {
     assert!(port(&json!({"ipam": {}, "disableContainerInterface": true})).down);
     let gateway = json!({"mode": "l2", "isGateway": false, "isDefaultGateway": true});
     assert!(port(&gateway).is_gateway, "the one includes the other");
+}
+
+#[test]
+fn vlans_have_a_gateway_on_this_node_only_if_asked_for() {
+    let port = |change: &Value| config(change).unwrap().port;
+    let access = port(&json!({"mode": "l2", "vlan": 100}));
+    assert!(!access.is_gateway && access.vlan_gateway("cbr0").is_none());
+    let gateway = port(&json!({"mode": "l2", "vlan": 100, "isGateway": true}));
+    assert_eq!(gateway.vlan_gateway("cbr0").as_deref(), Some("cbr0.100"));
+    let trunk = json!({"mode": "l2", "vlanTrunk": [{"id": 5}], "isDefaultGateway": true});
+    assert!(
+        port(&trunk).is_gateway,
+        "by the bridge, whose frames have no tags"
+    );
+    assert!(port(&trunk).vlan_gateway("cbr0").is_none());
 }
 
 #[test]
