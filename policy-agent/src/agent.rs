@@ -34,7 +34,7 @@ use crate::owner::{Owner, Settings};
 use crate::reaper::Reaper;
 use crate::records;
 use crate::runtime::{self, Mail, Outlets, Periods};
-use crate::source::kubernetes::{self, Access, Watches};
+use crate::source::kubernetes::{self, Access, WatchStates, Watches};
 use crate::source::manifests::ManifestDir;
 use crate::source::manifests::watch::{ManifestWatch, POLL_INTERVAL};
 use crate::verdict_log::{self, Feed, Target, VerdictLog};
@@ -341,8 +341,9 @@ async fn start_watches(
     let (sender, mut events) = tokio::sync::mpsc::channel(EVENTS);
     let report = events::report(client.clone(), arguments.node_name.clone(), complaints);
     tasks.spawn(cancel.clone().run_until_cancelled_owned(report));
-    // What the watches say of themselves is in their log.
-    let _states = Watches::start(client, sender, tasks, cancel.clone(), left_out);
+    let states = Watches::start(client, sender, tasks, cancel.clone(), left_out);
+    let complain = complain_of_server(states, mail.clone());
+    tasks.spawn(cancel.clone().run_until_cancelled_owned(complain));
     let mail = mail.clone();
     let journal = state_folder(arguments)
         .map(|folder| Journal::start(folder, &arguments.node_name))
@@ -359,6 +360,27 @@ async fn start_watches(
         }
     });
     Ok(())
+}
+
+/// Complains while the API server is not to be believed. What else the watches say of
+/// themselves is in their log.
+async fn complain_of_server(mut states: watch::Receiver<WatchStates>, mail: Sender<Mail>) {
+    let mut told = Vec::new();
+    loop {
+        let complaints = kubernetes::complaints(&states.borrow_and_update());
+        if complaints != told {
+            told.clone_from(&complaints);
+            if mail
+                .send(Mail::Complaints("api server", complaints))
+                .is_err()
+            {
+                return;
+            }
+        }
+        if states.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Ends when a thread has, which a panic would cause.

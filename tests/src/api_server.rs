@@ -4,7 +4,8 @@
 //!
 //! Objects have a resourceVersion, and every change is an event of it. A watch begins at a
 //! version, gets bookmarks, can be disconnected, and is told 410 Gone where its version is
-//! older than what the server remembers. Label selectors are not looked at: no object of
+//! older than what the server remembers. One that is ahead of the server, as after a restored
+//! backup, is told nothing until the server gets there. Label selectors are not looked at: no object of
 //! the suites has a label that the agent leaves out.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -95,6 +96,13 @@ struct State {
     /// Seconds by which its clock is ahead.
     clock_ahead: i64,
     presence: Presence,
+}
+
+/// All objects at one time; the default is from before there were any.
+#[derive(Clone, Debug, Default)]
+pub struct Backup {
+    version: u64,
+    objects: BTreeMap<(String, String), Value>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -215,6 +223,28 @@ impl ApiServer {
         self.shared.changed.notify_all();
     }
 
+    /// What there is now.
+    pub fn backup(&self) -> Backup {
+        let state = self.state();
+        Backup {
+            version: state.version,
+            objects: state.objects.clone(),
+        }
+    }
+
+    /// Goes back to a backup, as a server does that was stopped meanwhile: nothing is
+    /// remembered of what came after, and every watch has ended.
+    pub fn restore(&self, backup: &Backup) {
+        let mut state = self.state();
+        state.version = backup.version;
+        state.objects.clone_from(&backup.objects);
+        state.forgotten = backup.version;
+        state.history.clear();
+        state.round += 1;
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+
     /// Refuses connections, and ends those that there are.
     pub fn go_away(&self) {
         let mut state = self.state();
@@ -259,7 +289,8 @@ impl ApiServer {
         self.state().clock_ahead = seconds;
     }
 
-    /// How often that kind was listed: pages do not count.
+    /// How often that kind was listed: neither pages count nor lists of one object, which ask
+    /// for the version.
     pub fn lists(&self, kind: &str) -> usize {
         self.state().lists.get(kind).copied().unwrap_or_default()
     }
@@ -426,9 +457,12 @@ fn list(
         drop(state);
         return answer(shared, stream, 500, &status(500, "told to fail"));
     }
+    let limit = query.get("limit").and_then(|limit| limit.parse().ok());
     let (version, after) = match query.get("continue") {
         None => {
-            *state.lists.entry(kind.to_owned()).or_default() += 1;
+            if limit != Some(1) {
+                *state.lists.entry(kind.to_owned()).or_default() += 1;
+            }
             (state.version, String::new())
         }
         // The number of the version and the last key, which has a slash.
@@ -438,7 +472,6 @@ fn list(
             (version.parse()?, after.to_owned())
         }
     };
-    let limit = query.get("limit").and_then(|limit| limit.parse().ok());
     let named = query.get("fieldSelector").and_then(|fields| {
         let name = fields.strip_prefix("metadata.name")?;
         Some(name.trim_start_matches("%3D").trim_start_matches('='))
@@ -474,7 +507,7 @@ fn watch(shared: &Shared, mut stream: TcpStream, kind: &str, mut seen: u64) -> R
     loop {
         let (events, is_gone) = {
             let mut state = shared.state();
-            while state.round == round && state.version == seen {
+            while state.round == round && state.version <= seen {
                 state = shared
                     .changed
                     .wait(state)

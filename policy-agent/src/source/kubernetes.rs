@@ -3,20 +3,22 @@
 //! Each watch lists, then follows changes from the list's resourceVersion; a broken
 //! connection resumes, an expired version (410 Gone) lists again, an unreachable server
 //! is tried again with growing delays. None of that loses or repeats state: a relist
-//! becomes one [`Event::Reset`], and the index compares.
+//! becomes one [`Event::Reset`], and the index compares. A server that has gone back in time
+//! is listed anew, too ([`past`]).
 //!
 //! Of objects only what is used is read ([`super::narrow`]); they are converted as they arrive
 //! and dropped, so only the model is ever held. An
 //! object that does not even deserialize stops nothing: it is told as
 //! [`Event::Invalid`].
 
+mod past;
 mod relist;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -27,13 +29,15 @@ use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Config, Resource};
 use serde::de::DeserializeOwned;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::convert::{ClusterNetworkPolicy, Convert};
 use super::narrow::Narrow;
 use crate::event::{Event, Kind};
+pub use past::complaints;
+use past::{Course, Past};
 use relist::Relist;
 
 /// What kube-proxy watches: not what another proxy serves, nor slices of headless
@@ -107,6 +111,9 @@ pub struct WatchState {
     pub listed: bool,
     /// Why the watch is broken, while it is.
     pub error: Option<String>,
+    /// The UID of the server's `kube-system`, while it is not that of the cluster whose objects
+    /// these are; empty if it has none.
+    pub foreign: Option<String>,
 }
 
 /// The state of every watch.
@@ -119,6 +126,8 @@ pub struct Watches {
     events: mpsc::Sender<Event>,
     cancel: CancellationToken,
     states: Arc<watch::Sender<WatchStates>>,
+    /// The UID of the first `kube-system` that was seen.
+    cluster: Arc<OnceLock<String>>,
 }
 
 /// A kind that is watched.
@@ -256,6 +265,7 @@ impl Watches {
             events,
             cancel,
             states: Arc::new(states),
+            cluster: Arc::default(),
         };
         visit_all(&mut Starter {
             watches: &watches,
@@ -273,37 +283,61 @@ impl Watches {
     }
 
     async fn run<K: Watched>(self, config: watcher::Config) {
-        let api: Api<Narrow<K>> = Api::all(self.client.clone());
-        let mut stream = pin!(watcher(api, config).backoff(Impatient::default()));
         let mut relist = Relist::default();
+        let cancel = self.cancel.clone();
+        let follow_on = async {
+            while let Some(Course::Back) = self.follow::<K>(config.clone(), &mut relist).await {
+                tracing::warn!(kind = %K::KIND, "the API server has gone back in time, listing again");
+            }
+        };
+        cancel.run_until_cancelled(follow_on).await;
+    }
+
+    /// Lists and then follows changes until the server has gone back; `None`: nobody is there to
+    /// go on for.
+    async fn follow<K: Watched>(
+        &self,
+        config: watcher::Config,
+        relist: &mut Relist,
+    ) -> Option<Course> {
+        let begun = Arc::new(Notify::new());
+        let api: Api<Narrow<K>> = Api::all(past::noticing(&self.client, &begun));
+        let mut stream = pin!(watcher(api, config).backoff(Impatient::default()));
+        let mut past = Past::default();
         loop {
             let next = tokio::select! {
                 biased;
-                () = self.cancel.cancelled() => return,
+                // Before anything that such a watch may tell.
+                () = async { tokio::select! { () = begun.notified() => {} () = past.is_due() => {} } } => {
+                    match self.settle::<K>(&mut past).await {
+                        Course::Onward => continue,
+                        Course::Back => return Some(Course::Back),
+                    }
+                }
                 next = stream.next() => next,
                 () = tokio::time::sleep(QUIET), if self.is_broken(K::KIND) => {
                     self.works(K::KIND);
                     continue;
                 }
             };
-            match next {
-                // The stream of a watcher has no end of its own.
-                None => return,
-                Some(Err(error)) if is_absent(K::KIND, &error) => {
-                    if !self.absent(K::KIND, &mut relist).await {
-                        return;
+            // The stream of a watcher has no end of its own.
+            match next? {
+                Err(error) if is_absent(K::KIND, &error) => {
+                    if !self.absent(K::KIND, relist).await {
+                        return None;
                     }
                 }
-                Some(Err(error)) => self.broken(K::KIND, &error),
-                Some(Ok(change)) => {
+                Err(error) => self.broken(K::KIND, &error),
+                Ok(change) => {
                     // Init only says that a list is about to be asked for.
                     if !matches!(change, watcher::Event::Init) {
                         self.works(K::KIND);
                     }
+                    self.look_at(&change, &mut past);
                     let is_list = matches!(change, watcher::Event::InitDone);
                     for event in relist.handle::<K>(change) {
                         if !self.send(event).await {
-                            return;
+                            return None;
                         }
                     }
                     if is_list {
@@ -313,6 +347,24 @@ impl Watches {
                     }
                 }
             }
+        }
+    }
+
+    /// Notes versions, and which cluster this is.
+    fn look_at<K: Watched>(&self, change: &watcher::Event<Narrow<K>>, past: &mut Past) {
+        let (watcher::Event::Apply(object)
+        | watcher::Event::InitApply(object)
+        | watcher::Event::Delete(object)) = change
+        else {
+            return;
+        };
+        let metadata = object.meta();
+        past.saw(metadata.resource_version.as_deref());
+        if K::KIND == Kind::Namespace
+            && metadata.name.as_deref() == Some(past::NAMES_CLUSTER)
+            && let Some(uid) = &metadata.uid
+        {
+            self.cluster.get_or_init(|| uid.clone());
         }
     }
 

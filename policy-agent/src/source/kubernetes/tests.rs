@@ -15,6 +15,7 @@ use crate::event::Object;
 use fake::{FakeApi, Script};
 
 mod fake;
+mod past;
 mod relist;
 
 /// Longer than the watcher's first delays after an error (0.8 s and 1.6 s, with jitter).

@@ -1,4 +1,5 @@
-//! A scripted API server: lists, watches, bookmarks, errors, disconnects.
+//! A scripted API server: lists, watches, bookmarks, errors, disconnects, and a version that
+//! may go back.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -15,11 +16,17 @@ use tokio::task::JoinHandle;
 
 /// What the server answers, per resource and in order. A list is answered by the next
 /// list or failure, a watch by the next watch; where nothing is left a list is empty and
-/// a watch stays open without a word.
+/// a watch stays open without a word. A list of one object, which only asks for the version,
+/// is answered by the next one of those, else by that of the last list or change.
 #[derive(Default)]
 pub(super) struct Script {
     lists: HashMap<&'static str, VecDeque<ListAnswer>>,
     watches: HashMap<&'static str, VecDeque<Vec<Value>>>,
+    versions: HashMap<&'static str, VecDeque<u32>>,
+    /// Of the last list or change.
+    reached: HashMap<String, u32>,
+    /// UIDs of `kube-system`; the last stays.
+    clusters: VecDeque<&'static str>,
 }
 
 enum ListAnswer {
@@ -78,7 +85,42 @@ impl Script {
     }
 }
 
+impl Script {
+    /// The next versions that the server says it has of that resource.
+    pub(super) fn versions(mut self, resource: &'static str, versions: &[u32]) -> Self {
+        self.versions.entry(resource).or_default().extend(versions);
+        self
+    }
+
+    /// The next UIDs of `kube-system`, as it says when asked for that namespace alone.
+    pub(super) fn clusters(mut self, uids: &[&'static str]) -> Self {
+        self.clusters.extend(uids);
+        self
+    }
+
+    fn cluster(&mut self) -> Option<&'static str> {
+        match self.clusters.len() {
+            0 | 1 => self.clusters.front().copied(),
+            _ => self.clusters.pop_front(),
+        }
+    }
+
+    fn version(&mut self, resource: &str) -> u32 {
+        let next = self
+            .versions
+            .get_mut(resource)
+            .and_then(VecDeque::pop_front);
+        next.or_else(|| self.reached.get(resource).copied())
+            .unwrap_or(1)
+    }
+}
+
 impl Query {
+    /// Whether it only asks for the version.
+    fn is_look(&self) -> bool {
+        self.parameter("limit").as_deref() == Some("1") || self.parameter("fieldSelector").is_some()
+    }
+
     /// A parameter of the query, decoded.
     pub(super) fn parameter(&self, name: &str) -> Option<String> {
         let pairs = self
@@ -118,7 +160,7 @@ impl FakeApi {
     /// How often that path was listed.
     pub(super) fn lists(&self, path: &str) -> usize {
         let queries = self.queries();
-        let is_list = |q: &&Query| q.path == path && q.parameter("watch").is_none();
+        let is_list = |q: &&Query| q.path == path && q.parameter("watch").is_none() && !q.is_look();
         queries.iter().filter(is_list).count()
     }
 
@@ -153,7 +195,21 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri) -> Response {
             .watches
             .get_mut(resource.as_str())
             .and_then(VecDeque::pop_front);
+        for change in changes.iter().flatten() {
+            let version = &change["object"]["metadata"]["resourceVersion"];
+            if let Some(version) = version.as_str().and_then(|text| text.parse().ok()) {
+                script.reached.insert(resource.clone(), version);
+            }
+        }
         return watch(changes);
+    }
+    if query.parameter("fieldSelector").is_some() {
+        let uid = script.cluster();
+        let items = uid.map(|uid| json!({"metadata": {"name": "kube-system", "uid": uid}}));
+        return list(1, items.into_iter().collect());
+    }
+    if query.is_look() {
+        return list(script.version(&resource), Vec::new());
     }
     let next = script
         .lists
@@ -161,7 +217,10 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri) -> Response {
         .and_then(VecDeque::pop_front);
     match next {
         Some(ListAnswer::Failure(code)) => failure(code),
-        Some(ListAnswer::Items { version, items }) => list(version, items),
+        Some(ListAnswer::Items { version, items }) => {
+            script.reached.insert(resource, version);
+            list(version, items)
+        }
         None => list(1, Vec::new()),
     }
 }
