@@ -28,6 +28,9 @@ use crate::link;
 use crate::netlink::NetlinkError;
 use crate::sysctl::{self, SysctlError};
 
+/// The file beside the agent's socket whose lock [`NodeLock`] is.
+pub const LOCK: &str = "nat.lock";
+
 /// Why hostPorts or masquerading could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum NatError {
@@ -106,7 +109,7 @@ pub fn check_families(attachment: &Attachment) -> Result<(), NatError> {
 impl NodeLock {
     /// Takes the lock of the node that the agent's socket is on.
     pub fn take(agent_socket: &Path, timeout: Duration) -> Result<Self, NatError> {
-        let path = agent_socket.with_file_name("nat.lock");
+        let path = agent_socket.with_file_name(LOCK);
         let open = || {
             if let Some(dir) = path.parent() {
                 fs::create_dir_all(dir)?;

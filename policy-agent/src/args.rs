@@ -219,17 +219,32 @@ pub struct Install {
 pub struct Cleanup {
     /// Remove the tables that kube-proxy has left in nftables mode, and leave ours and a
     /// running agent alone.
-    #[arg(long, conflicts_with_all = ["cni_conf_dir", "cni_bin_dir", "sysctl_dir"])]
+    #[arg(long, conflicts_with_all = [
+        "cni_conf_dir", "cni_bin_dir", "sysctl_dir", "data_dir", "state_dir", "wait", "force",
+    ])]
     pub kube_proxy: bool,
-    /// Remove the network configuration from this folder.
+    /// Remove the network configuration from this folder. This and the plugins stay while pods
+    /// of this node are in the network: without them the runtime cannot end those.
     #[arg(long, value_name = "DIR")]
     pub cni_conf_dir: Option<PathBuf>,
-    /// Remove the plugins from this folder, and the bridge, when no pods are left.
+    /// Remove the plugins from this folder, and the bridge.
     #[arg(long, value_name = "DIR")]
     pub cni_bin_dir: Option<PathBuf>,
     /// Remove the file of sysctls from this folder.
     #[arg(long, value_name = "DIR")]
     pub sysctl_dir: Option<PathBuf>,
+    /// Remove what IPAM has written of the network in this folder, that of `ipam.dataDir`.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Remove the objects that were written down in this folder, that of `run`.
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Where pods are left, wait until there are none, and say which.
+    #[arg(long, conflicts_with = "force")]
+    pub wait: bool,
+    /// Where pods are left, go on: the runtime cannot end them before it has another network.
+    #[arg(long)]
+    pub force: bool,
     #[command(flatten)]
     #[allow(missing_docs, reason = "clap would show it as help")]
     pub client: Client,

@@ -408,6 +408,24 @@ impl Writer {
     }
 }
 
+/// Removes what was written down in the folder, and the folder if nothing else is in it. Returns
+/// whether there was anything.
+///
+/// # Errors
+/// Where that is refused.
+pub fn remove(folder: &Path) -> io::Result<bool> {
+    let mut was_there = false;
+    for name in [NAME, NEW] {
+        match fs::remove_file(folder.join(name)) {
+            Ok(()) => was_there = true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    // One that is a mount, or has something else in it, stays.
+    Ok(fs::remove_dir(folder).is_ok() || was_there)
+}
+
 /// Where the JSON of an object is in a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Span {

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use clap::Parser as _;
 use k8s_openapi::api::apps::v1::DaemonSet;
-use k8s_openapi::api::core::v1::{ConfigMap, Container, PodSpec, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, PodSpec, Service, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use policy_agent::args::{self, Arguments};
 use policy_agent::config::Config;
@@ -126,6 +126,7 @@ fn check(object: &Value) -> Option<PodSpec> {
         "ClusterRole" => drop(typed::<ClusterRole>(object)),
         "ClusterRoleBinding" => drop(typed::<ClusterRoleBinding>(object)),
         "ConfigMap" => drop(typed::<ConfigMap>(object)),
+        "Service" => drop(typed::<Service>(object)),
         other => panic!("kind {other:?} is not known to this test"),
     }
     None
@@ -186,6 +187,7 @@ fn every_file_is_of_a_known_kind_without_unknown_fields() {
         "ClusterRole",
         "ClusterRoleBinding",
         "DaemonSet",
+        "Service",
         "ServiceAccount",
     ];
     assert_eq!(
@@ -389,6 +391,22 @@ fn the_base_runs_the_agent_as_it_can_be_run() {
     check_agent(&pods, &settings(&read("base/config.yaml")));
 }
 
+/// A ServiceMonitor finds the agents by their Service, and the port by its name.
+#[test]
+fn the_service_of_metrics_leads_to_the_agents() {
+    let object = documents(&read("base/daemon-set.yaml")).remove(0);
+    let template = typed::<DaemonSet>(&object).spec.expect("a spec").template;
+    let labels = template.metadata.and_then(|metadata| metadata.labels);
+    let service: Service = typed(&documents(&read("base/service.yaml"))[0]);
+    let spec = service.spec.expect("a spec");
+    assert_eq!(spec.selector, labels);
+    let port = &spec.ports.expect("a port")[0];
+    let containers = template.spec.expect("pods").containers;
+    let mut ports = containers.iter().flat_map(|it| it.ports.iter().flatten());
+    let served = ports.find(|served| served.name == port.name);
+    assert_eq!(served.map(|served| served.container_port), Some(port.port));
+}
+
 #[test]
 fn the_uninstall_step_runs_as_it_can_be_run() {
     let object = documents(&read("uninstall/daemon-set.yaml")).remove(0);
@@ -401,13 +419,20 @@ fn the_uninstall_step_runs_as_it_can_be_run() {
         cleanup.cni_conf_dir,
         cleanup.cni_bin_dir,
         cleanup.sysctl_dir,
+        cleanup.data_dir,
+        cleanup.state_dir,
+        Some(cleanup.client.socket),
     ];
     for folder in folders {
         let folder = folder.expect("all is removed");
-        let mounts = container.volume_mounts.iter().flatten();
-        let mounts: Vec<_> = mounts.map(|mount| Path::new(&mount.mount_path)).collect();
-        assert!(mounts.contains(&folder.as_path()), "{}", folder.display());
+        let mut mounts = container.volume_mounts.iter().flatten();
+        let is_mounted = mounts.any(|mount| folder.starts_with(&mount.mount_path));
+        assert!(is_mounted, "{}", folder.display());
     }
+    assert!(
+        cleanup.wait && !cleanup.force,
+        "no pod is left without a way out"
+    );
 }
 
 /// The result of each overlay, with the resolver that users have.

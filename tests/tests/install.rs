@@ -167,12 +167,16 @@ fn what_was_installed_is_removed_when_the_last_pod_has_left() -> Result<()> {
     )?;
     let agent = Agent::start(&node)?;
     let pod = Pod::add(&node, "shop/web")?;
+    fs::create_dir(at("state"))?;
+    fs::write(at("state/objects"), "")?;
     let uninstall = || {
         let folders = [
             "cleanup".to_owned(),
             format!("--cni-conf-dir={}", text("installed-conf")),
             format!("--cni-bin-dir={}", text("bin")),
             format!("--sysctl-dir={}", text("sysctl.d")),
+            format!("--data-dir={}", node.data_dir().display()),
+            format!("--state-dir={}", text("state")),
         ];
         agent::verb(&node, &folders.each_ref().map(String::as_str))
     };
@@ -189,11 +193,14 @@ fn what_was_installed_is_removed_when_the_last_pod_has_left() -> Result<()> {
     let output = uninstall()?;
     assert!(!output.status.success());
     assert!(output.stderr.contains("shop/web"), "{}", output.stderr);
-    assert!(!conf.exists(), "no more pods come");
-    assert!(
-        at("bin/trammel").exists(),
-        "the runtime needs it to remove the pod"
-    );
+    for needed in [&conf, &at("bin/trammel")] {
+        assert!(
+            needed.exists(),
+            "the runtime needs {} to end the pod",
+            needed.display()
+        );
+    }
+    assert!(at("sysctl.d/95-trammel.conf").exists(), "all or nothing");
     pod.check()?;
 
     fs::remove_file(node.socket())?;
@@ -215,6 +222,68 @@ fn what_was_installed_is_removed_when_the_last_pod_has_left() -> Result<()> {
         "{}",
         output.stdout
     );
+    Ok(())
+}
+
+/// issue 7, 6: the uninstall step of a node that is not drained yet.
+#[test]
+fn an_uninstall_that_waits_goes_on_when_the_last_pod_has_left() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let conf_dir = node.dir().join("installed-conf");
+    fs::create_dir(&conf_dir)?;
+    let conf = conf_dir.join("10-trammel.conflist");
+    fs::copy(node.conf_dir().join("10-trammel.conflist"), &conf)?;
+    let pods = ["shop/one", "shop/two"].map(|key| Pod::add(&node, key));
+    let [one, two] = pods;
+    let (one, two) = (one?, two?);
+    let mut cleanup = node.netns.command(programs::agent());
+    cleanup
+        .args(["cleanup", "--wait", "--socket"])
+        .arg(node.socket())
+        .arg(format!("--cni-conf-dir={}", conf_dir.display()))
+        .arg(format!("--data-dir={}", node.data_dir().display()));
+    let log = node.dir().join("cleanup.log");
+    let mut cleanup = Background::spawn(&cleanup, &log)?;
+    let says = |text: &str| {
+        eventually(LIMIT, || {
+            let said = fs::read_to_string(&log)?;
+            ensure!(said.contains(text), "{said}");
+            Ok(())
+        })
+    };
+    says("waiting for 2 pods of this node to leave the network: shop/one, shop/two")?;
+    one.del()?;
+    says("waiting for 1 pods of this node to leave the network: shop/two")?;
+    assert!(conf.exists() && cleanup.status()?.is_none());
+    two.del()?;
+    let (status, _) = eventually(LIMIT, || cleanup.status()?.context("it still runs"))?;
+    assert!(status.success(), "{}", fs::read_to_string(&log)?);
+    assert!(!conf.exists());
+    assert!(!node.records_dir().exists());
+    assert_eq!(fs::read_dir(node.data_dir())?.count(), 0, "no leases");
+    Ok(())
+}
+
+/// Who wants it at once gets it, and is not left with half of it.
+#[test]
+fn a_forced_uninstall_leaves_running_pods_and_takes_all_else() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let conf_dir = node.dir().join("installed-conf");
+    fs::create_dir(&conf_dir)?;
+    let conf = conf_dir.join("10-trammel.conflist");
+    fs::copy(node.conf_dir().join("10-trammel.conflist"), &conf)?;
+    let pod = Pod::add(&node, "shop/web")?;
+    let folder = format!("--cni-conf-dir={}", conf_dir.display());
+    let refused = agent::verb(&node, &["cleanup", &folder])?;
+    assert!(!refused.status.success() && conf.exists());
+    assert!(refused.stderr.contains("--force"), "{}", refused.stderr);
+    let forced = agent::verb(&node, &["cleanup", "--force", &folder])?;
+    assert!(forced.status.success(), "{}", forced.stderr);
+    assert!(!conf.exists());
+    pod.check()?;
+    pod.del()?;
     Ok(())
 }
 

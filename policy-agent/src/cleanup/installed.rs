@@ -2,67 +2,123 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use cni_bin::bridge;
 use cni_bin::link;
+use cni_bin::nat::LOCK as NAT_LOCK;
 use cni_bin::netlink::Socket;
 use cni_bin::netlink::observed::Link;
-use dataplane::attachment::Attachment;
+use dataplane::attachment::records_dir;
+use ipam::store::{Locked, Store};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::LinkMessage;
 use serde_json::Value;
 
 use crate::install::PROGRAMS;
+use crate::journal;
 use crate::network::conflist;
 use crate::sysctls;
 
-/// At most so many pods are named.
-const NAMED: usize = 5;
+/// The lock of IPAM is held for the time of one request.
+const LOCK: Duration = Duration::from_secs(10);
 
-/// The network configuration, if it is of our plugin.
-pub(super) fn remove_conf(folder: &Path) -> anyhow::Result<Option<String>> {
-    let path = folder.join(conflist::FILE);
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
-    };
-    let conf: Value = serde_json::from_str(&text).unwrap_or_default();
-    let plugins = conf["plugins"].as_array();
-    let is_ours = plugins.is_some_and(|plugins| plugins.iter().any(|p| p["type"] == PROGRAMS[0]));
-    if !is_ours {
-        bail!(
-            "{} has no plugin of type {}: somebody else has written it",
-            path.display(),
-            PROGRAMS[0]
-        );
-    }
-    remove(&path)
+/// Our network configuration, which a runtime reads.
+pub(super) struct Conf {
+    path: PathBuf,
+    /// Name of the network.
+    pub(super) network: String,
 }
 
-/// An error where there are pods: the runtime cannot remove them without the plugins.
-pub(super) fn refuse_with_pods<'a>(
-    running: impl Iterator<Item = &'a Attachment>,
-) -> anyhow::Result<()> {
-    let mut names: Vec<_> = running
-        .map(|attachment| match &attachment.pod {
-            Some(pod) => format!("{}/{}", pod.namespace, pod.name),
-            None => attachment.key.to_string(),
-        })
-        .collect();
-    if names.is_empty() {
-        return Ok(());
+impl Conf {
+    /// That in the folder, if there is one.
+    ///
+    /// # Errors
+    /// If somebody else has written it.
+    pub(super) fn find(folder: &Path) -> anyhow::Result<Option<Self>> {
+        let path = folder.join(conflist::FILE);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", path.display()));
+            }
+        };
+        let conf: Value = serde_json::from_str(&text).unwrap_or_default();
+        let plugins = conf["plugins"].as_array();
+        let is_ours =
+            plugins.is_some_and(|plugins| plugins.iter().any(|p| p["type"] == PROGRAMS[0]));
+        if !is_ours {
+            bail!(
+                "{} has no plugin of type {}: somebody else has written it",
+                path.display(),
+                PROGRAMS[0]
+            );
+        }
+        let network = conf["name"].as_str().unwrap_or(conflist::NAME).to_owned();
+        Ok(Some(Self { path, network }))
     }
-    let count = names.len();
-    names.truncate(NAMED);
-    let more = if count > NAMED { ", ..." } else { "" };
-    bail!(
-        "{count} pods of this node are still in the network ({}{more}), and the runtime needs the \
-         plugins to remove them: delete or drain them first; they come back in the next network",
-        names.join(", ")
-    );
+
+    /// Hides it from runtimes, which look for three other extensions.
+    pub(super) fn hide(&self) -> anyhow::Result<()> {
+        fs::rename(&self.path, self.hidden())
+            .with_context(|| format!("cannot remove {}", self.path.display()))
+    }
+
+    /// Shows it again.
+    pub(super) fn show(&self) -> anyhow::Result<()> {
+        fs::rename(self.hidden(), &self.path)
+            .with_context(|| format!("cannot put {} back", self.path.display()))
+    }
+
+    /// Removes the hidden one.
+    pub(super) fn remove(&self) -> anyhow::Result<String> {
+        remove(&self.hidden())?;
+        Ok(format!("file {}", self.path.display()))
+    }
+
+    fn hidden(&self) -> PathBuf {
+        self.path.with_extension("removed")
+    }
+}
+
+/// What IPAM has of the network, unless there are leases: who has them is not known here. Those
+/// are counted in an error.
+pub(super) fn remove_leases(folder: &Path, network: &str) -> anyhow::Result<Option<String>> {
+    let path = folder.join(network);
+    if !path.is_dir() {
+        return Ok(None);
+    }
+    let locked = Store::new(folder, network).lock_existing(LOCK)?;
+    let leases = locked.as_ref().map_or(Ok(Vec::new()), Locked::leases)?;
+    if !leases.is_empty() {
+        bail!(
+            "{} addresses are still leased in {}: remove the folder if nobody uses them",
+            leases.len(),
+            path.display()
+        );
+    }
+    fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+    Ok(Some(format!("folder {}", path.display())))
+}
+
+/// The objects that were written down.
+pub(super) fn remove_state(folder: &Path) -> anyhow::Result<Option<String>> {
+    let removed =
+        journal::remove(folder).with_context(|| format!("cannot empty {}", folder.display()))?;
+    Ok(removed.then(|| format!("objects in {}", folder.display())))
+}
+
+/// The folder of the socket and of the records, as far as nothing is in it.
+pub(super) fn remove_run_folder(socket: &Path) -> anyhow::Result<()> {
+    // What still has something in it, or is a mount, stays.
+    if fs::remove_dir(records_dir(socket)).is_ok() {
+        remove(&socket.with_file_name(NAT_LOCK))?;
+        socket.parent().map(fs::remove_dir);
+    }
+    Ok(())
 }
 
 /// The plugins.

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 /// Name of the file.
 pub const FILE: &str = "10-trammel.conflist";
 /// Of the plugin, and of the built-in network.
-const NAME: &str = "trammel";
+pub const NAME: &str = "trammel";
 /// What all runtimes read: containerd before 2.0 fails each ADD of 1.1.0.
 const OLDEST: &str = "1.0.0";
 /// STATUS and GC, for runtimes that choose by `cniVersions` (CNI 1.1, libcni 1.2).
