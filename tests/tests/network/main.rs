@@ -1,6 +1,7 @@
 //! Several nodes of one cluster: how pods reach each other, what comes back after others have
 //! taken it away, and what it all means for policy, Services and the outside.
 
+mod advertised;
 mod conflist;
 mod heal;
 mod nodes;
