@@ -41,10 +41,10 @@ test: setup build ## every suite; those with real packets need root (TRAMMEL_SKI
 bench: setup build ## every benchmark; those with real packets need root
 	@$(CARGO) bench --workspace --bench '*'
 
-cluster-test: setup build ## a real Kubernetes on two nodes, Trammel its network, and the scenarios on it; root (ARGS="policies::")
+cluster-test: setup image ## a real Kubernetes on two nodes, Trammel its network, and the scenarios on it; root (ARGS="policies::")
 	@tests/cluster/test $(ARGS)
 
-conformance: setup build ## the official [sig-network] tests on such a cluster, results in tests/cluster/conformance.md; root
+conformance: setup image ## the official [sig-network] tests on such a cluster, results in tests/cluster/conformance.md; root
 	@tests/cluster/build
 	@tests/cluster/up
 	@tests/cluster/conformance $(ARGS); status=$$?; tests/cluster/down; exit $$status

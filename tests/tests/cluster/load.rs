@@ -1,11 +1,11 @@
-//! Requests over HTTP, each with a connection of its own.
+//! Requests over HTTP.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{self, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use tests::netns::NetNs;
 use tests::wait::eventually;
 
 use crate::cluster::SOON;
+use crate::http::Connection;
 
 /// A request that is answered may take so long: some lost segments, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -24,20 +25,15 @@ const DENIED: Duration = Duration::from_millis(500);
 /// A worker that is late by more than this does not catch up.
 const LATE: Duration = Duration::from_secs(1);
 
-/// Asks for one page: the body, which is the name of the pod that answers.
+/// A busy client asks so often over one connection: at its pace that is a third of a second.
+const KEPT: u32 = 10;
+
+/// For how long a rate is measured.
+const MEASURED: Duration = Duration::from_secs(2);
+
+/// Asks for one page over a connection of its own.
 fn request(target: SocketAddr, limit: Duration) -> io::Result<String> {
-    let started = Instant::now();
-    let mut stream = TcpStream::connect_timeout(&target, limit)?;
-    let left = limit.saturating_sub(started.elapsed());
-    stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-    // The server closes, so that this side's ports are free again at once.
-    write!(stream, "GET /hostname HTTP/1.0\r\nHost: {target}\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    match answer.split_once("\r\n\r\n") {
-        Some((head, body)) if head.contains(" 200 ") => Ok(body.trim().to_owned()),
-        _ => Err(io::Error::other(format!("answered {answer:?}"))),
-    }
+    Connection::new(target, limit, 1).ask()
 }
 
 /// Waits until `target` answers from a namespace, and returns the name that it says.
@@ -74,7 +70,20 @@ pub(crate) struct Load {
     started: Instant,
     what: String,
     stop: Arc<AtomicBool>,
+    answered: Arc<AtomicUsize>,
     workers: Vec<JoinHandle<Result<Report>>>,
+}
+
+/// How a [`Load`] asks.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    workers: u32,
+    /// Requests a second of all workers.
+    rate: u32,
+    /// Requests over one connection.
+    kept: u32,
+    /// What one request may take.
+    limit: Duration,
 }
 
 /// What became of the requests of a [`Load`].
@@ -91,35 +100,87 @@ pub(crate) struct Report {
 }
 
 impl Load {
-    /// A path that is allowed: `rate` requests a second, as far as the machine can.
+    /// A path that is allowed: `rate` requests a second, as far as the machine can, each over a
+    /// connection of its own.
     pub(crate) fn allowed(netns: &NetNs, target: SocketAddr, rate: u32) -> Result<Self> {
         // The default range would be used up by the connections of half a minute.
         netns.sysctl("net.ipv4.ip_local_port_range", "1024 65535")?;
-        Self::start(netns, target, rate, PATIENCE)
+        let pace = Pace {
+            workers: (rate / 25).clamp(1, 32),
+            rate,
+            kept: 1,
+            limit: PATIENCE,
+        };
+        Self::start(netns, target, pace)
+    }
+
+    /// A path that is allowed and busy: connections are kept for some requests, so that new ones
+    /// and live ones are always under way.
+    pub(crate) fn busy(netns: &NetNs, target: SocketAddr, rate: u32) -> Result<Self> {
+        let pace = Pace {
+            workers: 32,
+            rate,
+            kept: KEPT,
+            limit: PATIENCE,
+        };
+        Self::start(netns, target, pace)
     }
 
     /// A path that is denied: some requests are always under way.
     pub(crate) fn denied(netns: &NetNs, target: SocketAddr) -> Result<Self> {
-        Self::start(netns, target, 40, DENIED)
+        let pace = Pace {
+            workers: 16,
+            rate: 40,
+            kept: 1,
+            limit: DENIED,
+        };
+        Self::start(netns, target, pace)
     }
 
-    fn start(netns: &NetNs, target: SocketAddr, rate: u32, limit: Duration) -> Result<Self> {
-        let workers = (rate / 25).clamp(1, 32);
-        let interval = Duration::from_secs(1) * workers / rate;
+    fn start(netns: &NetNs, target: SocketAddr, pace: Pace) -> Result<Self> {
         let started = Instant::now();
         let stop = Arc::new(AtomicBool::new(false));
+        let answered = Arc::new(AtomicUsize::new(0));
+        let interval = Duration::from_secs(1) * pace.workers / pace.rate;
         let spawn = |number: u32| {
-            let stop = Arc::clone(&stop);
-            // Spread over the interval, not all at once.
-            let first = started + interval * number / workers;
-            netns.spawn(move || work(target, first, interval, limit, started, &stop))
+            let worker = Worker {
+                connection: Connection::new(target, pace.limit, pace.kept),
+                interval,
+                // Spread over the interval, not all at once.
+                next: started + interval * number / pace.workers,
+                started,
+                stop: Arc::clone(&stop),
+                answered: Arc::clone(&answered),
+            };
+            netns.spawn(move || worker.work())
         };
         Ok(Self {
             started,
             what: format!("{} to {target}", netns.name()),
-            workers: (0..workers).map(spawn).collect::<Result<_>>()?,
+            workers: (0..pace.workers).map(spawn).collect::<Result<_>>()?,
             stop,
+            answered,
         })
+    }
+
+    /// Waits until so many requests are answered within a second.
+    pub(crate) fn reaches(&self, rate: u32) -> Result<()> {
+        let (measured, _) = eventually(SOON, || {
+            let (before, since) = (self.answered.load(Ordering::Relaxed), Instant::now());
+            thread::sleep(MEASURED);
+            let answered = self.answered.load(Ordering::Relaxed) - before;
+            let wanted = f64::from(rate) * since.elapsed().as_secs_f64();
+            #[expect(clippy::cast_precision_loss, reason = "some thousands")]
+            let answered = answered as f64;
+            ensure!(
+                answered >= wanted,
+                "{}: {answered} answers, {wanted:.0} wanted",
+                self.what
+            );
+            Ok(answered / since.elapsed().as_secs_f64())
+        })?;
+        eprintln!("{}: {measured:.0} answers a second", self.what);
+        Ok(())
     }
 
     /// Ends it and returns what it saw.
@@ -149,33 +210,41 @@ impl Drop for Load {
     }
 }
 
-fn work(
-    target: SocketAddr,
-    first: Instant,
+/// One of the threads of a [`Load`].
+#[derive(Debug)]
+struct Worker {
+    connection: Connection,
     interval: Duration,
-    limit: Duration,
+    next: Instant,
     started: Instant,
-    stop: &AtomicBool,
-) -> Report {
-    let mut report = Report::default();
-    let mut next = first;
-    while !stop.load(Ordering::Relaxed) {
-        let now = Instant::now();
-        if now < next {
-            thread::sleep(next - now);
-        } else if now - next > LATE {
-            next = now;
-        }
-        next += interval;
-        match request(target, limit) {
-            Ok(server) => *report.answers.entry(server).or_default() += 1,
-            Err(error) => {
-                let entry = report.failures.entry(error.to_string());
-                entry.or_insert((0, started.elapsed())).0 += 1;
+    stop: Arc<AtomicBool>,
+    answered: Arc<AtomicUsize>,
+}
+
+impl Worker {
+    fn work(mut self) -> Report {
+        let mut report = Report::default();
+        while !self.stop.load(Ordering::Relaxed) {
+            let now = Instant::now();
+            if now < self.next {
+                thread::sleep(self.next - now);
+            } else if now - self.next > LATE {
+                self.next = now;
+            }
+            self.next += self.interval;
+            match self.connection.ask() {
+                Ok(server) => {
+                    self.answered.fetch_add(1, Ordering::Relaxed);
+                    *report.answers.entry(server).or_default() += 1;
+                }
+                Err(error) => {
+                    let entry = report.failures.entry(error.to_string());
+                    entry.or_insert((0, self.started.elapsed())).0 += 1;
+                }
             }
         }
+        report
     }
-    report
 }
 
 impl Report {

@@ -11,9 +11,11 @@
 //! Without `TRAMMEL_CLUSTER` each says that it was skipped. One runs at a time, since
 //! they stop the programs of the cluster, and each leaves it as it was.
 
+mod backup;
 mod cluster;
 mod deployments;
 mod guarded;
+mod http;
 mod load;
 mod manifests;
 mod node;

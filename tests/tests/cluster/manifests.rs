@@ -7,8 +7,9 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use tests::inspect::items;
 use tests::programs::workspace;
+use tests::wait::eventually;
 
-use crate::cluster::{Cluster, NODES, require_cluster};
+use crate::cluster::{Cluster, NODES, SOON, require_cluster};
 use crate::guarded::Guarded;
 use crate::load::{Load, answers, is_denied};
 use crate::objects::{deployment, pod};
@@ -92,7 +93,8 @@ fn traces(cluster: &Cluster, node: &str) -> Result<Vec<String>> {
         ),
         (
             "file",
-            "ls -d /opt/cni/bin/trammel* /etc/cni/net.d/*trammel* /run/sysctl.d/*trammel*",
+            "ls -d /opt/cni/bin/trammel* /etc/cni/net.d/*trammel* /run/sysctl.d/*trammel* \
+             /run/trammel /var/lib/trammel /var/lib/cni/networks/*",
         ),
         ("qdisc", "tc qdisc show | grep -E 'tbf|ingress'"),
     ] {
@@ -115,6 +117,31 @@ fn traces(cluster: &Cluster, node: &str) -> Result<Vec<String>> {
         );
     }
     Ok(found)
+}
+
+/// issue 7, 1: everything in `conf/` is what a real API server takes, without an unknown field.
+#[test]
+fn the_api_server_takes_every_kustomization() -> Result<()> {
+    let cluster = require_cluster!();
+    for folder in [
+        "",
+        "base",
+        "overlays/dual-stack",
+        "overlays/ipv4",
+        "overlays/ipv6",
+        "overlays/kube-proxy",
+        "uninstall",
+    ] {
+        let told = cluster.kubectl(&[
+            "apply",
+            "--dry-run=server",
+            "--validate=strict",
+            "-k",
+            &conf(folder),
+        ])?;
+        ensure!(told.contains("daemonset.apps/trammel-"), "{folder}: {told}");
+    }
+    Ok(())
 }
 
 /// issue 7, 1, 6: the manifests on a real API server; upgrade; uninstall.
@@ -153,7 +180,41 @@ fn the_manifests_take_over_are_upgraded_and_leave_nothing() -> Result<()> {
     allowed.stop()?.never_failed()?;
     denied.stop()?.never_answered()?;
 
-    // First the pods: without a network configuration containerd cannot end them.
+    space.apply(&[pod("barred", NODES[1])])?;
+    eventually(SOON, || {
+        let about = [
+            "get",
+            "events",
+            "--field-selector",
+            "involvedObject.name=barred",
+        ];
+        let events = space.kubectl(&about)?;
+        ensure!(events.contains("FailedCreatePodSandBox"), "{events}");
+        Ok(())
+    })?;
+
+    // Nothing is taken from the runtime that it needs to end the pods.
+    cluster.kubectl(&["apply", "-k", &conf("uninstall")])?;
+    eventually(SOON, || {
+        let log = cluster.kubectl(&[
+            "-n",
+            "kube-system",
+            "logs",
+            "-l",
+            "app.kubernetes.io/name=trammel-uninstall",
+            "-c",
+            "cleanup",
+            "--prefix",
+        ])?;
+        let waiting = log.lines().filter(|line| line.contains("waiting for"));
+        ensure!(waiting.count() >= NODES.len(), "{log}");
+        Ok(())
+    })?;
+    for node in NODES {
+        for file in ["/etc/cni/net.d/10-trammel.conflist", "/opt/cni/bin/trammel"] {
+            cluster.node(node, &["test", "-e", file])?;
+        }
+    }
     cluster.kubectl(
         &[
             &["drain"],
@@ -167,7 +228,6 @@ fn the_manifests_take_over_are_upgraded_and_leave_nothing() -> Result<()> {
         ]
         .concat(),
     )?;
-    cluster.kubectl(&["apply", "-k", &conf("uninstall")])?;
     rolled_out(&cluster, "trammel-uninstall")?;
     for node in NODES {
         let left = traces(&cluster, node)?;

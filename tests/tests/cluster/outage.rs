@@ -17,6 +17,9 @@ use crate::load::{Load, answers, is_denied};
 use crate::objects::{PORT, pod};
 use crate::space::{Pod, Space};
 
+/// Longer than leases of nodes and the longest pause of any client.
+const AWAY: Duration = Duration::from_secs(130);
+
 /// A process of a container of a node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Process {
@@ -105,7 +108,7 @@ fn everything_goes_on_while_the_api_server_is_away() -> Result<()> {
     let allowed = Load::allowed(&friend.netns, cluster_ips[0], 50)?;
     let denied = Load::denied(&foe.netns, web.targets()[0])?;
     let api_server = cluster.without("node1", "apiserver", "kill")?;
-    thread::sleep(Duration::from_secs(60));
+    thread::sleep(AWAY);
     allowed.stop()?.never_failed()?;
     denied.stop()?.never_answered()?;
 
