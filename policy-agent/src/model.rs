@@ -112,6 +112,9 @@ pub struct Pod {
     /// `metadata.creationTimestamp` in seconds since the epoch, 0 where there is none:
     /// the newer of two pods that claim an address owns it.
     pub created: i64,
+    /// Annotation [`proxy::weights::ANNOTATION`], verbatim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<String>,
 }
 
 impl Node {

@@ -363,6 +363,8 @@ impl<K: Kernel> Owner<K> {
             return;
         }
         self.computed_endpoints_of_pod(key);
+        let weight = pod.as_ref().and_then(|pod| pod.weight.as_deref());
+        self.proxy.set_pod_weight(key, weight);
         let affected = self.index.set_pod(key, pod);
         for pod in &affected {
             self.computed_endpoints_of_pod(pod);

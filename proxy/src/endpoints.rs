@@ -31,7 +31,7 @@ pub(crate) fn candidates<'a>(
         else {
             continue;
         };
-        for endpoint in &slice.endpoints {
+        for (endpoint, pod) in slice.endpoints() {
             if IpFamily::of(endpoint.address) != family || !is_possible_endpoint(endpoint.address) {
                 continue;
             }
@@ -45,6 +45,8 @@ pub(crate) fn candidates<'a>(
                 hints: endpoint.hints.as_deref(),
                 node: endpoint.node.as_deref(),
                 zone: endpoint.zone.as_deref(),
+                pod,
+                slice_weight: slice.weight.as_deref(),
             });
         }
     }

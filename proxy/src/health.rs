@@ -16,8 +16,8 @@ pub struct HealthCheck {
     /// `spec.healthCheckNodePort`.
     pub port: u16,
     /// Number of addresses on this node with a ready endpoint, the *weight* of the node;
-    /// the check fails at 0. Terminating endpoints do not count: new connections are to
-    /// go elsewhere.
+    /// the check fails at 0. Endpoints that terminate or weigh 0 do not count: new
+    /// connections are to go elsewhere.
     pub local_endpoints: usize,
 }
 
@@ -31,19 +31,24 @@ impl Proxy {
     /// The health check of a Service, if it has one.
     pub fn health_check(&self, service: &ObjectKey) -> Option<HealthCheck> {
         let entry = self.index.get(service)?;
+        let service = entry.service()?;
         Some(HealthCheck {
-            service: service.clone(),
-            port: port_of(entry.service()?)?,
-            local_endpoints: self.local_endpoints(&entry.slices),
+            service: service.key.clone(),
+            port: port_of(service)?,
+            local_endpoints: self.local_endpoints(service, &entry.slices),
         })
     }
 
-    fn local_endpoints(&self, slices: &[Slice]) -> usize {
-        let endpoints = slices.iter().flat_map(|slice| &slice.endpoints);
-        let ready_here = endpoints.filter(|endpoint| {
-            endpoint.conditions.ready && endpoint.node.as_deref() == Some(&*self.node.name)
+    fn local_endpoints(&self, service: &Service, slices: &[Slice]) -> usize {
+        let ready_here = slices.iter().flat_map(|slice| {
+            let endpoints = slice.endpoints().filter(|(endpoint, pod)| {
+                endpoint.conditions.ready
+                    && endpoint.node.as_deref() == Some(&*self.node.name)
+                    && self.weights.admits(service, *pod, slice)
+            });
+            endpoints.map(|(endpoint, _)| endpoint.address)
         });
-        let addresses: BTreeSet<_> = ready_here.map(|endpoint| endpoint.address).collect();
+        let addresses: BTreeSet<_> = ready_here.collect();
         addresses.len()
     }
 }

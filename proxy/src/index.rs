@@ -48,6 +48,10 @@ pub(crate) struct Slice {
     pub(crate) ports: Box<[SlicePort]>,
     /// Endpoints.
     pub(crate) endpoints: Box<[Endpoint]>,
+    /// The names of their pods, see [`Slice::endpoints`].
+    pods: Box<str>,
+    /// What the slice says of their weight.
+    pub(crate) weight: Option<Box<str>>,
 }
 
 /// An endpoint of a slice, in 64 bytes: there are many.
@@ -187,7 +191,9 @@ impl Index {
         let new = Slice {
             name: slice.key.name,
             ports: slice.ports.into(),
+            pods: join_pods(&slice.endpoints),
             endpoints: self.endpoints(slice.endpoints),
+            weight: slice.weight.map(Into::into),
         };
         let entry = self.entries.entry(owner.clone()).or_default();
         let slices = &mut entry.slices;
@@ -255,6 +261,31 @@ impl Slice {
             .iter()
             .any(|endpoint| endpoint.hints.is_some())
     }
+
+    /// The endpoints, with the names of their pods.
+    pub(crate) fn endpoints(&self) -> impl Iterator<Item = (&Endpoint, Option<&str>)> {
+        let names = self.pods.split(BETWEEN_PODS);
+        let names = names.map(|name| Some(name).filter(|name| !name.is_empty()));
+        self.endpoints
+            .iter()
+            .zip(names.chain(std::iter::repeat(None)))
+    }
+}
+
+/// No name of a pod has it.
+const BETWEEN_PODS: char = '/';
+
+/// All names in one text: they are asked for where there are weights, and two strings for each
+/// endpoint would be most of what it takes.
+fn join_pods(endpoints: &[SliceEndpoint]) -> Box<str> {
+    let mut joined = String::new();
+    if endpoints.iter().any(|endpoint| endpoint.pod.is_some()) {
+        for endpoint in endpoints {
+            joined.push_str(endpoint.pod.as_deref().unwrap_or_default());
+            joined.push(BETWEEN_PODS);
+        }
+    }
+    joined.into()
 }
 
 fn note(noted: &mut Vec<ObjectKey>, key: &ObjectKey, entry: &mut Entry) {

@@ -38,6 +38,7 @@ pub mod slots;
 mod status;
 mod surroundings;
 pub mod topology;
+pub mod weights;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -71,6 +72,7 @@ pub struct Proxy {
     index: Index,
     claims: Claims,
     affinity: affinity::Groups,
+    weights: weights::Weights,
     cluster_ips: ClusterIps,
     /// Whether what is desired masquerades all traffic to cluster IPs.
     masquerade_all: Option<bool>,
@@ -103,6 +105,7 @@ impl Proxy {
             index: Index::default(),
             claims: Claims::default(),
             affinity: affinity::Groups::default(),
+            weights: weights::Weights::default(),
             cluster_ips: ClusterIps::default(),
             masquerade_all: None,
             maps: Maps::default(),
@@ -235,6 +238,11 @@ impl Proxy {
         self.index.remove_slice(key)
     }
 
+    /// The pod has this annotation ([`weights::ANNOTATION`]), verbatim, or none.
+    pub fn set_pod_weight(&mut self, pod: &ObjectKey, weight: Option<&str>) {
+        self.weights.set(pod, weight);
+    }
+
     /// Brings `desired` up to date. The layout must be installed in it
     /// ([`dataplane::layout::install`]), and it must be the same at every call.
     ///
@@ -253,6 +261,11 @@ impl Proxy {
                 self.affinity.leave(id);
                 self.maps.withdraw(desired, id, &mut report);
             }
+        }
+        let reweighted = self.weights.take_changed();
+        if !reweighted.is_empty() {
+            self.index
+                .note_all(|entry| weights::concerns(&reweighted, entry));
         }
         let noted = self.index.take_noted();
         for key in &noted {

@@ -197,6 +197,9 @@ pub struct SliceEndpoint {
     pub hint_zones: Vec<String>,
     /// `hints.forNodes[].name`.
     pub hint_nodes: Vec<String>,
+    /// `targetRef.name` where that is a Pod: one of the slice's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
 }
 
 /// One entry of an EndpointSlice's `ports`; entries without a number are left out.
@@ -225,4 +228,7 @@ pub struct EndpointSlice {
     /// the epoch: when the pod or the Service changed that the slice was written for.
     #[serde(default)]
     pub triggered: Option<i64>,
+    /// Annotation [`weights::ANNOTATION`](crate::weights::ANNOTATION), verbatim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<String>,
 }

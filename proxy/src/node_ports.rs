@@ -8,12 +8,12 @@ use dataplane::object::IpFamily;
 use crate::Proxy;
 use crate::endpoints::candidates;
 use crate::model::{ObjectKey, Protocol, TrafficPolicy};
-use crate::topology::{Selection, select};
+use crate::topology::Selection;
 
 /// The endpoints of a node port for what this node itself sends.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NodePortEndpoints {
-    /// Sorted; empty where there is none to be used.
+    /// Sorted, with weights each as often as it asks; empty where there is none to be used.
     pub endpoints: Vec<SocketAddr>,
     /// Whether a client is to get the same one each time (`sessionAffinity`).
     pub is_sticky: bool,
@@ -41,7 +41,11 @@ impl Proxy {
             entries.min_by_key(|(service, ..)| (service.created, &service.uid, &service.key));
         let (service, port, slices) = oldest?;
         let candidates = candidates(slices, port, family, &self.node);
-        let targets = match select(&candidates, TrafficPolicy::Cluster, &self.node) {
+        let policy = TrafficPolicy::Cluster;
+        let selection = self
+            .weights
+            .select(service, &candidates, policy, &self.node);
+        let targets = match selection {
             Selection::Chosen { targets, .. } => targets,
             Selection::NoneLocal | Selection::None => Vec::new(),
         };

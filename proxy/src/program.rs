@@ -11,7 +11,7 @@ use crate::maps::{Outcome, Program};
 use crate::model::{ObjectKey, TrafficPolicy};
 use crate::ranges::ParsedRanges;
 use crate::scheduler::Scheduler;
-use crate::topology::{Candidate, NodeIdentity, Selection, select};
+use crate::topology::Selection;
 use crate::{Proxy, SyncReport};
 
 impl Proxy {
@@ -39,9 +39,14 @@ impl Proxy {
                     continue;
                 }
                 let is_external = frontend.kind.is_external();
-                let outcome = |selection| outcome(scheduler, is_external, selection);
-                let all = outcome(select(&candidates, frontend.policy, &self.node));
-                let cluster = for_cluster(frontend, &candidates, &self.node).map(outcome);
+                let outcome = |policy| {
+                    let weights = &self.weights;
+                    let selection = weights.select(service, &candidates, policy, &self.node);
+                    outcome(scheduler, is_external, selection)
+                };
+                let all = outcome(frontend.policy);
+                let for_cluster = frontend.has_short_cut();
+                let cluster = for_cluster.then(|| outcome(TrafficPolicy::Cluster));
                 let affinity = if let Some(seconds) = service.affinity_seconds {
                     let audience = Audience::of(key, port, frontend);
                     Some((seconds, self.affinity.join(frontend.id, audience)))
@@ -66,16 +71,6 @@ impl Proxy {
             }
         }
     }
-}
-
-/// What sources of the cluster reach; `None` where it is what all do.
-pub(crate) fn for_cluster(
-    frontend: &Frontend,
-    candidates: &[Candidate<'_>],
-    node: &NodeIdentity,
-) -> Option<Selection> {
-    let select = || select(candidates, TrafficPolicy::Cluster, node);
-    frontend.has_short_cut().then(select)
 }
 
 /// Whose source addresses are replaced. What is sent to a cluster IP is known by that

@@ -27,6 +27,10 @@ pub enum Scheduler {
     Random,
     /// `rr`: one after the other.
     RoundRobin,
+    /// `wrr`: each at random, to an endpoint as often as its weight says
+    /// ([`weights`](crate::weights)). Not in turns: a turn would be that of all Services
+    /// with as many slots.
+    Weighted,
     /// `sh`: by a hash of the client's address, on each node in its own way. When the number
     /// of endpoints changes most clients move.
     SourceHash,
@@ -40,7 +44,7 @@ pub enum Scheduler {
 /// The endpoints of a frontend, and in which slots they are to be.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Slots {
-    /// Each in any one slot. Sorted and without duplicates.
+    /// Each in any one slot; one that is there several times, in as many. Sorted.
     Each(Vec<Target>),
     /// Just so, by slot.
     Fixed(Vec<Target>),
@@ -58,19 +62,19 @@ impl Scheduler {
         let why = match name.trim().to_ascii_lowercase().as_str() {
             "" | "random" => return Ok(Self::Random),
             "rr" => return Ok(Self::RoundRobin),
+            "wrr" => return Ok(Self::Weighted),
             "sh" => return Ok(Self::SourceHash),
             "mh" => return Ok(Self::Maglev),
             "lc" | "wlc" | "sed" | "nq" | "lblc" | "lblcr" | "fo" | "ovf" => {
                 "needs the number of connections, which no rule knows"
             }
             "dh" => "is the same endpoint for everybody, as a Service has one address",
-            "wrr" => "is rr, as endpoints have no weights: kube-proxy gave each the same to IPVS",
             _ => "is not known",
         };
         let mut problem = format!("annotation {ANNOTATION}: {name:?} {why}; ");
         let _infallible = write!(
             problem,
-            "connections are spread at random: use random, rr, sh or mh"
+            "connections are spread at random: use random, rr, wrr, sh or mh"
         );
         Err(problem)
     }
@@ -81,7 +85,7 @@ impl Scheduler {
             Self::RoundRobin => Algorithm::RoundRobin,
             Self::SourceHash => Algorithm::SourceHash,
             Self::Maglev if is_external => Algorithm::SourceHash,
-            Self::Random | Self::Maglev => Algorithm::Random,
+            Self::Random | Self::Weighted | Self::Maglev => Algorithm::Random,
         }
     }
 

@@ -57,17 +57,23 @@ impl SlotTable {
         &self.targets
     }
 
-    /// Assigns slots to `wanted`, which is sorted and without duplicates. Returns the
-    /// slots that have got another endpoint.
+    /// Assigns slots to `wanted`, which is sorted; an endpoint that is there several times
+    /// gets as many. Returns the slots that have got another endpoint.
     pub fn update(&mut self, wanted: &[Target]) -> Vec<u32> {
-        debug_assert!(wanted.is_sorted_by(|a, b| a < b), "sorted, each once");
+        debug_assert!(wanted.is_sorted(), "sorted");
         let (before, after) = (self.targets.len(), wanted.len());
         let mut is_kept = vec![false; wanted.len()];
         let mut is_gap = vec![false; before];
+        // Where a run of equal ones begins: how many of it are kept.
+        let mut kept = vec![0; wanted.len()];
         for (slot, target) in self.targets.iter().enumerate() {
-            match wanted.binary_search(target) {
-                Ok(at) if !is_kept[at] => is_kept[at] = true,
-                _ => is_gap[slot] = true,
+            let first = wanted.partition_point(|other| other < target);
+            let at = first + kept.get(first).copied().unwrap_or(0);
+            if wanted.get(at) == Some(target) {
+                is_kept[at] = true;
+                kept[first] += 1;
+            } else {
+                is_gap[slot] = true;
             }
         }
         // Below the new end: slots whose endpoint goes, and slots that are new. There are

@@ -12,9 +12,8 @@ use crate::Proxy;
 use crate::endpoints::candidates;
 use crate::frontend::{Frontend, FrontendId, FrontendKind};
 use crate::index::{Entry, PlannedService};
-use crate::model::{ObjectKey, Service};
-use crate::program::for_cluster;
-use crate::topology::{Candidate, Criterion, Selection, select};
+use crate::model::{ObjectKey, Service, TrafficPolicy};
+use crate::topology::{Candidate, Criterion, Selection};
 
 /// A Service as this node serves it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -93,6 +92,9 @@ pub struct EndpointStatus {
     pub node: Option<String>,
     /// Zone.
     pub zone: Option<String>,
+    /// Its weight, where the Service's scheduler has weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
 }
 
 impl From<Selection> for FrontendState {
@@ -111,18 +113,24 @@ impl Proxy {
         let PlannedService { service, plan } = entry.service.as_ref()?;
         let slices = &entry.slices;
         let mut frontends = Vec::new();
+        let mut of_weights = Vec::new();
         for group in plan.groups() {
             let port = &service.ports[group[0].port];
             let candidates = candidates(slices, port, group[0].id.family(), &self.node);
+            of_weights.extend(self.weights.problems(service, &candidates));
             for frontend in group {
                 let mut status = self.frontend(service, frontend, &candidates);
                 status.port_name.clone_from(&port.name);
                 frontends.push(status);
             }
         }
+        let mut problems = problems::of(service, slices, plan, &frontends);
+        of_weights.sort_unstable();
+        of_weights.dedup();
+        problems.append(&mut of_weights);
         Some(ServiceStatus {
             key: service.key.clone(),
-            problems: problems::of(service, slices, plan, &frontends),
+            problems,
             frontends,
         })
     }
@@ -135,13 +143,19 @@ impl Proxy {
     ) -> FrontendStatus {
         let owner = self.claims.owner(frontend.id);
         let is_lost = owner != Some(&service.key);
-        let state = match select(candidates, frontend.policy, &self.node) {
-            _ if is_lost => FrontendState::Lost {
-                owner: owner.map(ToString::to_string).unwrap_or_default(),
-            },
-            selection => selection.into(),
+        let select = |policy| {
+            let selection = self.weights.select(service, candidates, policy, &self.node);
+            FrontendState::from(selection)
         };
-        let from_cluster = for_cluster(frontend, candidates, &self.node).map(FrontendState::from);
+        let state = if is_lost {
+            FrontendState::Lost {
+                owner: owner.map(ToString::to_string).unwrap_or_default(),
+            }
+        } else {
+            select(frontend.policy)
+        };
+        let has_short_cut = frontend.has_short_cut();
+        let from_cluster = has_short_cut.then(|| select(TrafficPolicy::Cluster));
         let from_cluster = from_cluster.filter(|other| !is_lost && *other != state);
         // The slots of a lost frontend are those of its owner's endpoints.
         let used = if is_lost {
@@ -158,7 +172,8 @@ impl Proxy {
         let endpoints = candidates.iter().map(|candidate| {
             let found = slots.binary_search_by_key(&candidate.target, |(target, _)| *target);
             let slot = found.ok().map(|at| slots[at].1);
-            endpoint(candidate, slot)
+            let weight = self.weights.shown(service, candidate);
+            endpoint(candidate, slot, weight)
         });
         FrontendStatus {
             id: frontend.id,
@@ -171,7 +186,7 @@ impl Proxy {
     }
 }
 
-fn endpoint(candidate: &Candidate<'_>, slot: Option<u32>) -> EndpointStatus {
+fn endpoint(candidate: &Candidate<'_>, slot: Option<u32>, weight: Option<u32>) -> EndpointStatus {
     EndpointStatus {
         address: candidate.target.address,
         port: candidate.target.port,
@@ -181,6 +196,7 @@ fn endpoint(candidate: &Candidate<'_>, slot: Option<u32>) -> EndpointStatus {
         terminating: candidate.conditions.terminating,
         node: candidate.node.map(str::to_owned),
         zone: candidate.zone.map(str::to_owned),
+        weight,
     }
 }
 
@@ -242,6 +258,9 @@ impl fmt::Display for EndpointStatus {
             if holds {
                 write!(f, " {word}")?;
             }
+        }
+        if let Some(weight) = self.weight {
+            write!(f, " weight {weight}")?;
         }
         match &self.node {
             Some(node) => write!(f, " on {node}"),

@@ -12,3 +12,4 @@ mod scale;
 mod status;
 mod surroundings;
 mod tables;
+mod weights;

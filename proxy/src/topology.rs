@@ -79,6 +79,10 @@ pub struct Candidate<'a> {
     pub node: Option<&'a str>,
     /// Its zone.
     pub zone: Option<&'a str>,
+    /// Name of its pod.
+    pub pod: Option<&'a str>,
+    /// What its slice says of its weight.
+    pub slice_weight: Option<&'a str>,
 }
 
 impl Candidate<'_> {
@@ -116,7 +120,7 @@ pub enum Selection {
     Chosen {
         /// Why these.
         by: Criterion,
-        /// Where they listen.
+        /// Where they listen; with weights, each as often as it asks.
         targets: Vec<Target>,
     },
     /// Only endpoints on other nodes could be used, and the traffic policy forbids it.

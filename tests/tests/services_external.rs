@@ -402,6 +402,9 @@ fn an_annotation_chooses_how_connections_are_spread() -> Result<()> {
     ensure!(listed.contains("source-hash-251"), "a Maglev table");
     scene.apply(&[scheduled("lc")])?;
     let problems = scene.agent.verb(&["status"])?;
-    ensure!(problems.contains("use random, rr, sh or mh"), "{problems}");
+    ensure!(
+        problems.contains("use random, rr, wrr, sh or mh"),
+        "{problems}"
+    );
     verify(&scene, &[OUTSIDE], &served_by(&ENDPOINTS))
 }

@@ -278,6 +278,7 @@ fn pod() -> impl Strategy<Value = Pod> {
                 ready: true,
                 terminating: false,
                 created,
+                weight: None,
             },
         )
 }
@@ -530,6 +531,7 @@ fn pods_of_one_selection_share_a_group() {
             ready: true,
             terminating: false,
             created: 0,
+            weight: None,
         };
         node.change(Change::Pod(Box::new(pod)));
     }

@@ -25,6 +25,7 @@ fn mk_pod(name: &str, uid: &str, created: i64) -> Pod {
         ready: true,
         terminating: false,
         created,
+        weight: None,
     }
 }
 

@@ -205,6 +205,7 @@ fn pod(number: usize) -> Event {
         ready: true,
         terminating: false,
         created: 0,
+        weight: None,
     }))
 }
 

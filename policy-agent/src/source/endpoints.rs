@@ -115,6 +115,7 @@ fn endpoint(
         zone: pod.node.as_deref().and_then(zone),
         hint_zones: Vec::new(),
         hint_nodes: Vec::new(),
+        pod: Some(pod.key.name.to_string()),
     }
 }
 
@@ -140,6 +141,7 @@ fn slice(
             .collect(),
         endpoints,
         triggered: None,
+        weight: None,
     }
 }
 

@@ -14,6 +14,7 @@ use std::fmt;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
+use proxy::weights;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess};
 use serde::de::{SeqAccess, Visitor};
@@ -41,6 +42,10 @@ pub const METADATA: Fields = Fields::Only(&[
     ("uid", Fields::All),
     ("resourceVersion", Fields::All),
     ("labels", Fields::All),
+    (
+        "annotations",
+        Fields::Only(&[(weights::ANNOTATION, Fields::All)]),
+    ),
     ("creationTimestamp", Fields::All),
     ("deletionTimestamp", Fields::All),
 ]);
@@ -286,7 +291,7 @@ mod tests {
     fn the_larger_part_of_a_pod_is_not_read() {
         let pod = json!({"apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": "web", "namespace": "shop", "uid": "u", "resourceVersion": "7",
-                "labels": {"app": "web"}, "annotations": {"a": "b"},
+                "labels": {"app": "web"}, "annotations": {"a": "b", "trammel.io/weight": "3"},
                 "managedFields": [{"manager": "kubelet", "fieldsV1": {"f:status": {}}}]},
             "spec": {"nodeName": "n1", "volumes": [{"name": "v"}],
                 "containers": [{"name": "c", "image": "i", "env": [{"name": "A"}],
@@ -296,9 +301,10 @@ mod tests {
         let Narrow::<Pod>(Ok(pod)) = serde_json::from_value(pod).expect("any object") else {
             panic!("a pod");
         };
+        let weight = [("trammel.io/weight".to_owned(), "3".to_owned())];
         assert_eq!(
             (pod.metadata.annotations, pod.metadata.managed_fields),
-            (None, None)
+            (Some(weight.into()), None)
         );
         assert_eq!(pod.metadata.resource_version.as_deref(), Some("7"));
         let spec = pod.spec.expect("a spec");

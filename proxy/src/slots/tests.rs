@@ -123,6 +123,34 @@ proptest! {
         }
     }
 
+    /// The same of endpoints that have several slots: as many stay as can.
+    #[test]
+    fn an_update_of_repeated_endpoints_is_exact_and_minimal(
+        steps in proptest::collection::vec(proptest::collection::vec(0u16..6, 0..20), 1..12)
+    ) {
+        let mut table = SlotTable::default();
+        for mut wanted in steps {
+            wanted.sort_unstable();
+            let wanted: Vec<_> = wanted.into_iter().map(target).collect();
+            let before = table.targets().to_vec();
+            let written = table.update(&wanted);
+            let mut sorted = table.targets().to_vec();
+            sorted.sort_unstable();
+            prop_assert_eq!(&sorted, &wanted);
+            for (slot, now) in (0u32..).zip(table.targets()) {
+                let is_same = before.get(slot as usize) == Some(now);
+                prop_assert!(is_same || written.contains(&slot));
+            }
+            let below = &before[..before.len().min(wanted.len())];
+            let count = |of: &[Target], target: &Target| of.iter().filter(|t| *t == target).count();
+            let distinct: BTreeSet<_> = wanted.iter().collect();
+            let kept: usize = distinct.into_iter()
+                .map(|target| count(below, target).min(count(&wanted, target)))
+                .sum();
+            prop_assert_eq!(written.len(), wanted.len() - kept);
+        }
+    }
+
     /// Whatever is committed when, a slot that the kernel may ask for is in the map.
     #[test]
     fn a_slot_in_use_is_never_pruned(

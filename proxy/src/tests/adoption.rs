@@ -36,7 +36,7 @@ fn node_with_history() -> Node {
 }
 
 /// A new agent on what the old one has left in the kernel.
-fn restart(old: &Node) -> Node {
+pub(super) fn restart(old: &Node) -> Node {
     let mut node = Node::not_installed();
     node.kernel = old.kernel.clone();
     let observed = node.kernel.dump(&layout::tables()).expect("a dump");

@@ -86,6 +86,7 @@ pub(super) fn slice(
         ports: ports.iter().map(port).collect(),
         endpoints: endpoints.into_iter().collect(),
         triggered: None,
+        weight: None,
     }
 }
 
@@ -100,6 +101,7 @@ pub(super) fn ready(ip: &str) -> SliceEndpoint {
         zone: None,
         hint_zones: Vec::new(),
         hint_nodes: Vec::new(),
+        pod: None,
     }
 }
 

@@ -75,6 +75,8 @@ fn choose(rows: &[Row], policy: TrafficPolicy, zone: Option<&str>) -> Selection 
             hints: (row.hints != Hints::default()).then_some(&row.hints),
             node: None,
             zone: None,
+            pod: None,
+            slice_weight: None,
         })
         .collect();
     let node = NodeIdentity {

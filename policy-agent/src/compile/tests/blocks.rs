@@ -49,6 +49,7 @@ fn node() -> Node {
         ready: true,
         terminating: false,
         created: 0,
+        weight: None,
     })));
     node
 }

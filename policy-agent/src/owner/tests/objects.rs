@@ -75,6 +75,7 @@ pub(super) fn model_pod(name: &str, address: &str, app: &str) -> Pod {
         ready: true,
         terminating: false,
         created: 0,
+        weight: None,
     }
 }
 
@@ -124,6 +125,7 @@ pub(super) fn endpoint(address: IpAddr) -> SliceEndpoint {
         zone: None,
         hint_zones: Vec::new(),
         hint_nodes: Vec::new(),
+        pod: None,
     }
 }
 
@@ -139,6 +141,7 @@ pub(super) fn slice(name: &str, service: &str, addresses: &[&str]) -> Object {
         }],
         endpoints: addresses.iter().map(|text| endpoint(ip(text))).collect(),
         triggered: None,
+        weight: None,
     })
 }
 

@@ -3,6 +3,7 @@
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::jiff::Timestamp;
 use proxy::model::{EndpointSlice, SliceEndpoint, SlicePort};
+use proxy::weights;
 
 use super::service::is_managed_elsewhere;
 use super::{Convert, ConvertError, object_key, parse_ip, port, protocol};
@@ -20,15 +21,14 @@ impl Convert for discovery::EndpointSlice {
     /// Slices of type FQDN, slices without a Service and slices of Services that we do
     /// not serve are left out.
     fn convert(self) -> Result<Option<Object>, ConvertError> {
-        let triggered = self
-            .metadata
-            .annotations
-            .as_ref()
-            .and_then(|annotations| annotations.get(TRIGGERED))
+        let key = object_key(Self::KIND, &self.metadata)?;
+        let mut annotations = self.metadata.annotations.unwrap_or_default();
+        let triggered = annotations
+            .get(TRIGGERED)
             // It is for a metric only: an unreadable one is none.
             .and_then(|text| text.parse::<Timestamp>().ok())
             .map(Timestamp::as_millisecond);
-        let key = object_key(Self::KIND, &self.metadata)?;
+        let weight = annotations.remove(weights::ANNOTATION);
         let mut labels = self.metadata.labels.unwrap_or_default();
         if is_managed_elsewhere(&labels) {
             return Ok(None);
@@ -62,6 +62,7 @@ impl Convert for discovery::EndpointSlice {
             ports,
             endpoints,
             triggered,
+            weight,
         })))
     }
 }
@@ -101,6 +102,10 @@ fn endpoint(
             .flatten()
             .map(|n| n.name)
             .collect(),
+        pod: entry
+            .target_ref
+            .filter(|target| target.kind.as_deref() == Some("Pod"))
+            .and_then(|target| target.name),
     })
 }
 

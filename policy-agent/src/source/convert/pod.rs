@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as core;
+use proxy::weights;
 
 use super::{Convert, ConvertError, created, labels, object_key, parse_ip, port, protocol};
 use crate::event::{Kind, Object};
@@ -58,6 +59,10 @@ impl Convert for core::Pod {
             ips: addresses(status)?,
             terminating: self.metadata.deletion_timestamp.is_some(),
             created: created(&self.metadata),
+            weight: self
+                .metadata
+                .annotations
+                .and_then(|mut annotations| annotations.remove(weights::ANNOTATION)),
         })))
     }
 }

@@ -348,6 +348,32 @@ fn a_slice_has_the_condition_defaults_of_the_api() {
 }
 
 #[test]
+fn weights_and_the_pods_of_endpoints_are_read_as_they_are() {
+    let weight = json!({"trammel.io/weight": " 3"});
+    let read = pod(json!({"metadata": {"name": "web", "annotations": weight}}));
+    assert_eq!(read.weight.as_deref(), Some(" 3"));
+    assert_eq!(pod(json!({"metadata": {"name": "web"}})).weight, None);
+    let slice = slice(json!({
+        "metadata": {"name": "web-1", "annotations": weight,
+            "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4",
+        "endpoints": [
+            {"addresses": ["10.0.0.1"], "targetRef": {"kind": "Pod", "name": "web-0"}},
+            {"addresses": ["10.0.0.2"], "targetRef": {"kind": "Node", "name": "n1"}},
+            {"addresses": ["10.0.0.3"]},
+        ],
+    }))
+    .unwrap()
+    .unwrap();
+    assert_eq!(slice.weight.as_deref(), Some(" 3"));
+    let pods = slice
+        .endpoints
+        .iter()
+        .map(|endpoint| endpoint.pod.as_deref());
+    assert_eq!(pods.collect::<Vec<_>>(), [Some("web-0"), None, None]);
+}
+
+#[test]
 fn slices_of_nobodys_service_are_left_out_and_wrong_ones_refused() {
     let labels = json!({"kubernetes.io/service-name": "web"});
     let with = |labels: &Value, address_type: &str, address: &str| {
