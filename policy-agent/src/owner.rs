@@ -96,6 +96,8 @@ pub struct Owner<K> {
     narrowed: bool,
     /// Counts changes, see [`crate::snapshot`].
     revision: u64,
+    /// The revision for which endpoints that the kernel refuses were tried again.
+    tried: u64,
     progress: commit::Progress,
     service_progress: services::ServiceProgress,
 }
@@ -128,6 +130,7 @@ impl<K: Kernel> Owner<K> {
             dirty: false,
             narrowed: false,
             revision: 0,
+            tried: 0,
             progress: commit::Progress::default(),
             service_progress: services::ServiceProgress::default(),
         }
@@ -529,6 +532,12 @@ impl<K: Kernel> Owner<K> {
         }
         self.follow_nodes();
         self.compute_endpoints();
+        if self.tried != self.revision {
+            // Not whenever orphaned slots go, which the endpoint would leave behind each time.
+            self.tried = self.revision;
+            self.progress.refused.forget_endpoints();
+            self.proxy.restore();
+        }
         self.proxy.sync(&mut self.desired);
         self.narrowed |= self.policies.sync(&self.index, &mut self.desired);
         if self.narrowed {

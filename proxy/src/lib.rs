@@ -44,7 +44,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use dataplane::desired::Desired;
-use dataplane::layout::services::{AffinityGroup, set_masquerade_all};
+use dataplane::layout::services::{AffinityGroup, Slot, Sources, set_masquerade_all};
 use dataplane::object::Ruleset;
 use ipnet::IpNet;
 
@@ -274,6 +274,27 @@ impl Proxy {
         self.unreviewed.append(noted);
         self.maps.forget_adopted();
         report
+    }
+
+    /// The kernel refuses an element of a frontend's slots: the next sync closes the gap, as
+    /// if the frontend had not the endpoint, which is returned. `None` where the slot has
+    /// none.
+    pub fn leave_out(&mut self, slot: Slot, sources: Sources) -> Option<SocketAddr> {
+        let id = FrontendId::of(slot.protocol, slot.frontend)?;
+        let target = self.maps.leave_out((id, sources), slot.number)?;
+        if let Some(owner) = self.claims.owner(id) {
+            self.index.note(owner);
+        }
+        Some(SocketAddr::new(target.address, target.port))
+    }
+
+    /// Has the next sync try again what was left out.
+    pub fn restore(&mut self) {
+        for id in self.maps.take_refused() {
+            if let Some(owner) = self.claims.owner(id) {
+                self.index.note(owner);
+            }
+        }
     }
 
     /// What the last sync wrote is in the kernel. Returns whether a further sync is

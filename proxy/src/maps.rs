@@ -1,5 +1,6 @@
 //! What the proxy has in the data plane's maps, and how it changes.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use dataplane::desired::Desired;
@@ -62,7 +63,21 @@ pub(crate) struct Maps {
     balancers: HashMap<Balancer, Name>,
     /// Slots that the kernel had before the first sync.
     adopted: HashMap<TableId, Vec<Target>>,
+    /// What the kernel refuses of them.
+    refused: HashMap<TableId, RefusedSlots>,
     ranges: Ranges,
+}
+
+/// What the kernel refuses of a slot table.
+#[derive(Default, Debug)]
+struct RefusedSlots {
+    /// Endpoints to do without.
+    targets: BTreeSet<Target>,
+    /// The slots that they had.
+    slots: BTreeSet<u32>,
+    /// A slot was refused with one endpoint and then with another: it is not for them, and
+    /// to go on would try all.
+    all: bool,
 }
 
 /// The chains of source ranges, which go with their last user.
@@ -83,6 +98,22 @@ impl Maps {
     /// Frontends that are new from now on start empty.
     pub(crate) fn forget_adopted(&mut self) {
         self.adopted = HashMap::default();
+    }
+
+    /// Does without the endpoint of a slot, which the kernel refuses, from the next
+    /// [`program`](Self::program) on. Returns it; `None` where the slot has none.
+    pub(crate) fn leave_out(&mut self, at: TableId, slot: u32) -> Option<Target> {
+        let target = *self.tables.get(&at)?.targets().get(slot as usize)?;
+        let refused = self.refused.entry(at).or_default();
+        refused.targets.insert(target);
+        refused.all |= !refused.slots.insert(slot);
+        Some(target)
+    }
+
+    /// Tries them again. Returns whose frontends have to be programmed for that.
+    pub(crate) fn take_refused(&mut self) -> impl Iterator<Item = FrontendId> {
+        let refused = std::mem::take(&mut self.refused);
+        refused.into_keys().map(|(id, _)| id)
     }
 
     /// The endpoints of a frontend, by slot.
@@ -112,7 +143,7 @@ impl Maps {
                 _ => None,
             };
             let count = self.assign(desired, (id, sources), slots, report);
-            let balancer = slots.map(|_| {
+            let balancer = (count > 0).then(|| {
                 let balancer = Balancer {
                     lane,
                     algorithm: program.algorithm,
@@ -124,8 +155,9 @@ impl Maps {
             report.frontends += set(desired, lane.frontends(), id, balancer);
         }
         let unserved = match &program.all {
-            Outcome::Served(_) => None,
-            Outcome::Refused => Some(refused()),
+            Outcome::Served(_) if !self.targets(id, Sources::All).is_empty() => None,
+            // The kernel refuses every endpoint.
+            Outcome::Served(_) | Outcome::Refused => Some(refused()),
             Outcome::Dropped => Some(Verdict::Drop),
         };
         let unserved = unserved.map(|verdict| {
@@ -222,6 +254,7 @@ impl Maps {
         slots: Option<&Slots>,
         report: &mut SyncReport,
     ) -> u32 {
+        let slots = slots.map(|slots| self.without_refused(at, slots));
         let family = at.0.family();
         let mut write = |slot: u32, target: Target| {
             let (map, key) = place(at, slot);
@@ -238,7 +271,7 @@ impl Maps {
             }
             SlotTable::adopted(adopted)
         });
-        let written = match slots {
+        let written = match slots.as_deref() {
             None => table.update(&[]),
             Some(Slots::Each(targets)) => table.update(targets),
             Some(Slots::Fixed(targets)) => table.place(targets),
@@ -254,6 +287,16 @@ impl Maps {
             self.tables.remove(&at);
         }
         u32::try_from(count).expect("fewer than 2^32 endpoints")
+    }
+
+    fn without_refused<'s>(&self, at: TableId, slots: &'s Slots) -> Cow<'s, Slots> {
+        let Some(refused) = self.refused.get(&at) else {
+            return Cow::Borrowed(slots);
+        };
+        let mut slots = slots.clone();
+        let (Slots::Each(targets) | Slots::Fixed(targets)) = &mut slots;
+        targets.retain(|target| !refused.all && !refused.targets.contains(target));
+        Cow::Owned(slots)
     }
 
     fn balancer(&mut self, desired: &mut Desired, balancer: Balancer) -> Name {

@@ -6,10 +6,12 @@ use dataplane::diff::diff;
 use dataplane::kernel::{CommitError, Kernel, KernelError, Rejection};
 use dataplane::layout;
 use dataplane::layout::policy;
+use dataplane::layout::services::{Lane, Slot};
 use dataplane::object::Ruleset;
 use dataplane::transaction::{Operation, Transaction};
 
 use super::Owner;
+use super::flows::lane_of;
 use super::refused::RefusedObjects;
 use crate::event::Kind;
 
@@ -197,6 +199,7 @@ impl<K: Kernel> Owner<K> {
         transaction: &Transaction,
         rejections: Vec<Rejection>,
     ) -> Result<(), SyncError> {
+        let mut has_gaps = false;
         for rejection in &rejections {
             let operation = rejection
                 .operation
@@ -204,6 +207,26 @@ impl<K: Kernel> Owner<K> {
             let (desired, refused) = (&mut self.desired, &mut self.progress.refused);
             let reason = rejection.to_string();
             match operation {
+                Some(Operation::AddElements {
+                    table,
+                    set,
+                    elements,
+                }) if let Some((lane, family)) = lane_of(set, Lane::endpoints) => {
+                    let blamed = elements.get(rejection.elements.clone()).unwrap_or_default();
+                    for (key, _) in blamed {
+                        let slot = Slot::parse(lane.entry, family, key);
+                        let endpoint =
+                            slot.and_then(|slot| self.proxy.leave_out(slot, lane.sources));
+                        let place = (table, set, key);
+                        match endpoint {
+                            Some(endpoint) => {
+                                has_gaps = true;
+                                refused.leave_out_slot(desired, place, endpoint, &reason);
+                            }
+                            None => refused.leave_out_element(desired, place, &reason),
+                        }
+                    }
+                }
                 Some(
                     Operation::AddElements {
                         table,
@@ -232,6 +255,10 @@ impl<K: Kernel> Owner<K> {
                 }
             }
             tracing::error!(error = %rejection, "left out: the kernel refuses it");
+        }
+        if has_gaps {
+            // Packets must not be led to slots that are empty.
+            self.proxy.sync(&mut self.desired);
         }
         Ok(())
     }

@@ -159,7 +159,7 @@ fn new_frontends(committed: &Transaction) -> BTreeSet<(u8, SocketAddr)> {
 }
 
 /// Of which lane and family the map is.
-fn lane_of(
+pub(super) fn lane_of(
     map: &Name,
     of: fn(Lane) -> &'static dataplane::layout::PerFamily,
 ) -> Option<(Lane, IpFamily)> {

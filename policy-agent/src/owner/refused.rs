@@ -3,6 +3,7 @@
 //! the kernel takes it.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use dataplane::desired::Desired;
 use dataplane::object::{Chain, Element, Key, Name, TableId};
@@ -31,6 +32,8 @@ struct Refused {
 enum Wanted {
     /// `None`: the element is to go.
     Element(Option<Element>),
+    /// An endpoint that the proxy does without for now.
+    Endpoint,
     Chain(Chain),
 }
 
@@ -73,6 +76,27 @@ impl RefusedObjects {
         self.0.entry(place).or_insert(refused);
     }
 
+    /// The same of a slot, which the proxy gives to another endpoint.
+    pub(super) fn leave_out_slot(
+        &mut self,
+        desired: &mut Desired,
+        (table, set, key): (&TableId, &Name, &Key),
+        endpoint: SocketAddr,
+        reason: &str,
+    ) {
+        let refused = Refused {
+            wanted: Wanted::Endpoint,
+            object: format!(
+                "{set} {}: endpoint {endpoint}",
+                desired.print_key(table, set, key)
+            ),
+            reason: reason.to_owned(),
+        };
+        desired.revert(table, set, key);
+        let place = Place::Element(table.clone(), set.clone(), key.clone());
+        self.0.entry(place).or_insert(refused);
+    }
+
     /// Gives the chain the rules of [`policy::closed`](dataplane::layout::policy::closed).
     pub(super) fn close_chain(
         &mut self,
@@ -100,10 +124,18 @@ impl RefusedObjects {
         self.0.insert(place, refused);
     }
 
-    /// Wants everything again. Whoever changes the desired state calls this first: it is
-    /// then what was made of it, and an object that is gone is not put back later.
+    /// Forgets the endpoints: the proxy tries them again.
+    pub(super) fn forget_endpoints(&mut self) {
+        self.0
+            .retain(|_, refused| !matches!(refused.wanted, Wanted::Endpoint));
+    }
+
+    /// Wants everything again but endpoints. Whoever changes the desired state calls this
+    /// first: it is then what was made of it, and an object that is gone is not put back later.
     pub(super) fn restore(&mut self, desired: &mut Desired) {
-        for (place, refused) in std::mem::take(&mut self.0) {
+        let is_element =
+            |_: &Place, refused: &mut Refused| !matches!(refused.wanted, Wanted::Endpoint);
+        for (place, refused) in self.0.extract_if(.., is_element) {
             match (place, refused.wanted) {
                 (Place::Element(table, set, key), Wanted::Element(Some(element))) => {
                     desired.insert(&table, &set, key, element);

@@ -13,6 +13,7 @@ mod objects;
 mod ports;
 mod random;
 mod refusals;
+mod refused_slots;
 mod restore;
 
 use crate::event::{Event, Kind};

@@ -217,6 +217,8 @@ proptest! {
         kernel.failures.clear();
         kernel.fails_dump = false;
         kernel.refuses_once = None;
+        // What was refused is tried again with the next change.
+        take(Step::Put(namespace("later").into()), &mut world, &mut node);
         node.owner.sync().expect("the kernel takes it");
         let repaired = node.owner.check().expect("it can be asked");
         prop_assert!(was_tampered || !repaired, "own commits were taken for foreign ones");
