@@ -13,6 +13,8 @@ use plotters::style::{Color as _, RGBColor, WHITE};
 
 use crate::Row;
 
+const FONT: (&str, u32) = ("sans-serif", 16);
+
 /// What it is, its colour (Okabe and Ito: told apart by the colour-blind, too), and its
 /// figure in milliseconds.
 type Line = (&'static str, RGBColor, fn(&Row) -> f64);
@@ -62,6 +64,8 @@ pub(crate) fn draw(path: &Path, rows: &[&Row]) -> Result<()> {
         .x_label_formatter(&f64::to_string)
         .y_label_formatter(&f64::to_string)
         .light_line_style(WHITE)
+        .label_style(FONT)
+        .axis_desc_style(FONT)
         .draw()?;
     for (name, colour, of) in LINES {
         let points = rows.iter().map(|row| (f64::from(row.services), of(row)));
@@ -75,6 +79,7 @@ pub(crate) fn draw(path: &Path, rows: &[&Row]) -> Result<()> {
         .configure_series_labels()
         .position(SeriesLabelPosition::UpperLeft)
         .background_style(WHITE.mix(0.8))
+        .label_font(FONT)
         .draw()?;
     image
         .present()
