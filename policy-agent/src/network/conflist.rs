@@ -252,6 +252,7 @@ mod tests {
         }
     }
 
+    /// cni.md 62.
     #[test]
     fn the_file_is_replaced_at_once_and_only_where_it_differs() {
         let dir = tempfile::tempdir().expect("a folder");

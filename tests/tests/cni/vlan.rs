@@ -98,7 +98,7 @@ impl<'n> Member<'n> {
     }
 }
 
-/// cni.md 30, and section 2, `vlan` and `vlanTrunk`.
+/// cni.md 30.
 #[test]
 fn vlans_are_kept_apart_or_refused_by_the_kernels_option() -> Result<()> {
     require_root!();

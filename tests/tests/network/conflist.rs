@@ -1,9 +1,13 @@
 //! The CNI configuration that the agent writes.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Result, ensure};
-use serde_json::json;
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
 use tests::agent::Agent;
 use tests::cluster::{Cluster, conflist};
 use tests::fabric::{Fabric, Join};
@@ -13,12 +17,29 @@ use tests::wait::{SOON, eventually};
 
 use super::problems;
 
-/// cni.md: ranges, MTU and masquerading are the node's.
+/// Reads a file again and again until told to stop; an error if it was ever there and not
+/// whole.
+fn read_always(path: PathBuf, stop: Arc<AtomicBool>) -> Result<()> {
+    while !stop.load(Ordering::Relaxed) {
+        if let Ok(text) = fs::read_to_string(&path) {
+            serde_json::from_str::<Value>(&text).with_context(|| format!("{text:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// cni.md 62: ranges, MTU and masquerading are the node's, and whoever reads sees a whole file.
 #[test]
 fn the_configuration_has_the_node_s_pod_cidrs_and_follows_them() -> Result<()> {
     require_root!();
     let fabric = Fabric::new(Join::Link, &Family::ALL, 2)?;
     fabric.nodes[0].netns.ip("link set uplink mtu 1400")?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let path = fabric.nodes[0].conf_dir().join("10-trammel.conflist");
+    let reader = std::thread::spawn({
+        let stop = Arc::clone(&stop);
+        move || read_always(path, stop)
+    });
     let cluster = Cluster::start(&fabric, &["--network", "auto"], &[])?;
     let list = conflist(&fabric.nodes[0])?;
     let plugin = &list["plugins"][0];
@@ -41,10 +62,11 @@ fn the_configuration_has_the_node_s_pod_cidrs_and_follows_them() -> Result<()> {
         );
         Ok(())
     })?;
-    Ok(())
+    stop.store(true, Ordering::Relaxed);
+    reader.join().expect("it returns its errors")
 }
 
-/// Without the file the node is not ready, so it comes with the first PodCIDR and the first
+/// cni.md 62: without the file the node is not ready, so it comes with the first PodCIDR and the first
 /// sync, and never goes.
 #[test]
 fn the_configuration_is_written_when_pods_can_start_and_stays() -> Result<()> {
@@ -68,10 +90,20 @@ fn the_configuration_is_written_when_pods_can_start_and_stays() -> Result<()> {
     node.manifests.write("nodes", &fabric.node_objects())?;
     let (list, _) = eventually(SOON, || conflist(node))?;
     assert_eq!(list["name"], "trammel");
+    let path = node.conf_dir().join("10-trammel.conflist");
+    let written = fs::metadata(&path)?;
     agent.stop()?;
     assert_eq!(conflist(node)?, list);
+    // One that is right is not written again.
+    let agent = Agent::start_with(node, &arguments)?;
+    agent.wait()?;
+    let found = fs::metadata(&path)?;
+    assert_eq!(
+        (found.ino(), found.modified()?),
+        (written.ino(), written.modified()?)
+    );
+    agent.stop()?;
     // One that somebody has damaged or removed comes back.
-    let path = node.conf_dir().join("10-trammel.conflist");
     fs::write(&path, "{")?;
     let agent = Agent::start_with(node, &arguments)?;
     let (repaired, _) = eventually(SOON, || conflist(node))?;
