@@ -24,6 +24,7 @@
 //! [`GENERATION_MASK`]. Names of chains and sets may change between versions.
 
 pub mod denials;
+mod forged;
 pub mod hostports;
 pub mod masquerade;
 pub mod policy;

@@ -396,6 +396,15 @@ impl SetSpec {
     }
 }
 
+/// As much of a comment as the kernel keeps, cut at a character boundary: 127 bytes.
+pub(crate) fn shortened(comment: &str) -> &str {
+    let mut end = comment.len().min(127);
+    while !comment.is_char_boundary(end) {
+        end -= 1;
+    }
+    &comment[..end]
+}
+
 /// Bytes of a key, of the length that the set's key type has. Shared: the desired state, its
 /// record of changes and transactions hold the same ones.
 pub type Key = Arc<[u8]>;
@@ -449,11 +458,8 @@ impl Element {
     /// The same with a comment, cut at a character boundary to what fits.
     #[must_use]
     pub fn with_comment(mut self, comment: &str) -> Self {
-        let mut end = comment.len().min(127);
-        while !comment.is_char_boundary(end) {
-            end -= 1;
-        }
-        self.comment = (end > 0).then(|| comment[..end].into());
+        let comment = shortened(comment);
+        self.comment = (!comment.is_empty()).then(|| comment.into());
         self
     }
 

@@ -114,6 +114,18 @@ impl fmt::Display for Statement {
             Self::Limit { rate, burst } => {
                 write!(f, "limit rate {rate}/second burst {burst} packets")
             }
+            Self::LimitEach {
+                set,
+                key,
+                rate,
+                burst,
+            } => {
+                let key = concatenation(key);
+                write!(
+                    f,
+                    "update @{set} {{ {key} limit rate {rate}/second burst {burst} packets }}"
+                )
+            }
             Self::Log {
                 group,
                 prefix,

@@ -185,6 +185,18 @@ pub enum Statement {
         /// Packets at once.
         burst: u32,
     },
+    /// The same for each key by itself: its element of a dynamic set counts. Does not match
+    /// where the set is full.
+    LimitEach {
+        /// The set.
+        set: Name,
+        /// Concatenated key.
+        key: Vec<Field>,
+        /// Packets a second.
+        rate: u64,
+        /// Packets at once.
+        burst: u32,
+    },
     /// Hand the packet to whoever listens to the NFLOG group.
     Log {
         /// NFLOG group.
@@ -219,10 +231,10 @@ impl Rule {
         self
     }
 
-    /// Sets the comment.
+    /// Sets the comment; what the kernel would not keep of it is cut off.
     #[must_use]
     pub fn comment(mut self, comment: &str) -> Self {
-        self.comment = Some(comment.into());
+        self.comment = Some(crate::object::shortened(comment).into());
         self
     }
 
@@ -333,7 +345,9 @@ impl Rule {
         self.statements
             .iter()
             .filter_map(|statement| match statement {
-                Statement::InSet { set, .. } => Some(Reference::Set(set)),
+                Statement::InSet { set, .. } | Statement::LimitEach { set, .. } => {
+                    Some(Reference::Set(set))
+                }
                 Statement::VerdictMap { map, .. }
                 | Statement::Dnat { map, .. }
                 | Statement::SetAddress {

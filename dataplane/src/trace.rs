@@ -340,7 +340,10 @@ impl Walk<'_, '_> {
             }
             Statement::Update { map, key, data, .. } => self.learn(map, key, data),
             // Counting does not decide.
-            Statement::Notrack | Statement::Limit { .. } | Statement::Counter => true,
+            Statement::Notrack
+            | Statement::Limit { .. }
+            | Statement::LimitEach { .. }
+            | Statement::Counter => true,
             Statement::Foreign(name) => panic!("cannot trace the foreign expression {name}"),
         };
         if matched {

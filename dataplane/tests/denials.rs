@@ -46,7 +46,10 @@ fn run(program: &str, arguments: &[&str]) -> String {
 fn denying(port: u16, limited: bool) -> Desired {
     let mut desired = Desired::new();
     layout::install(&mut desired, 1);
-    let how = Denials { log: true };
+    let how = Denials {
+        log: true,
+        reject: false,
+    };
     denials::set(&mut desired, how);
     let group = Direction::Egress.group_chain("0123");
     let mut rules = denials::deny(Direction::Egress, &group, how);

@@ -13,8 +13,8 @@ use dataplane::field::{Field, ct_state};
 use dataplane::kernel::Kernel;
 use dataplane::netlink::Nftables;
 use dataplane::object::{
-    BaseChain, Chain, ChainType, Element, Family, Hook, IpFamily, Key, Name, Ruleset, SetSpec,
-    TableId,
+    BaseChain, Chain, ChainType, Dynamic, Element, Family, Hook, IpFamily, Key, Name, Ruleset,
+    SetSpec, TableId,
 };
 use dataplane::rule::{NewAddress, Reject, Rule, Statement, Verdict};
 use proptest::prelude::*;
@@ -44,11 +44,21 @@ fn spec(name: &str) -> SetSpec {
         "verdicts" => SetSpec::verdict_map(service, "to chains"),
         "slots" => SetSpec::map(slot, endpoint, ""),
         "groups" => SetSpec::map(address, address, ""),
+        LIMITS => SetSpec {
+            dynamic: Some(Dynamic {
+                timeout_ms: 10_000,
+                size: 64,
+            }),
+            ..SetSpec::set(Type::of(&[DataType::Ifname]), "")
+        },
         other => panic!("no declaration of {other}"),
     }
 }
 
 const SETS: [&str; 5] = ["plain", "blocks", "verdicts", "slots", "groups"];
+
+/// A set that rules add to: it has no element of its own.
+const LIMITS: &str = "limits";
 
 /// An element of the set, from small numbers so that keys meet again.
 fn element(set: &str, number: u8, choice: u8) -> Vec<(Key, Element)> {
@@ -103,7 +113,7 @@ fn element(set: &str, number: u8, choice: u8) -> Vec<(Key, Element)> {
 /// Rules that the kernel takes in a filter chain, one of each kind of statement.
 fn rule(kind: u8, number: u8) -> Rule {
     let plain = Name::from("plain");
-    match kind % 16 {
+    match kind % 17 {
         0 => Rule::new()
             .family(IpFamily::V4)
             .in_set(&[Field::IpSaddr], plain)
@@ -120,7 +130,9 @@ fn rule(kind: u8, number: u8) -> Rule {
                 to: (80 + u16::from(number)).to_be_bytes().into(),
             })
             .accept()
-            .comment("a range"),
+            // Regression: of a comment longer than the kernel keeps nothing read back as written,
+            // which looked like a change by others.
+            .comment(&"ü".repeat(100)),
         4 => Rule::new()
             .ct_state(ct_state::ESTABLISHED | ct_state::RELATED)
             .accept(),
@@ -179,6 +191,12 @@ fn rule(kind: u8, number: u8) -> Rule {
                 to: NewAddress::Of(Field::CtOrigIp6Saddr),
             }),
         14 => Rule::new().ne(Field::L4Proto, &[number]).jump(CHAINS[3]),
+        15 => Rule::new().with(Statement::LimitEach {
+            set: LIMITS.into(),
+            key: vec![Field::Iifname],
+            rate: 1 + u64::from(number),
+            burst: 5,
+        }),
         _ => Rule::new()
             .family(IpFamily::V6)
             .eq(Field::Icmpv6Type, &[number])
@@ -227,7 +245,7 @@ fn take(desired: &mut Desired, step: &Step) {
                 hook: Hook::Forward,
                 priority: -7,
             });
-            let maps = |kind: u8| *number == 0 || !matches!(kind % 16, 2 | 14);
+            let maps = |kind: u8| *number == 0 || !matches!(kind % 17, 2 | 14);
             let rules = rules.iter().filter(|(kind, _)| maps(*kind));
             let chain = Chain {
                 base,
@@ -266,7 +284,7 @@ fn start() -> Desired {
         };
         desired.chain(&table(), &chain.into(), chain_of);
     }
-    for set in SETS {
+    for set in SETS.into_iter().chain([LIMITS]) {
         desired.set(&table(), &set.into(), spec(set));
     }
     desired

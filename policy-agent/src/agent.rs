@@ -21,9 +21,9 @@ use crate::addresses::AddressWatch;
 use crate::admin::Socket;
 use crate::args::{Run, StateDir};
 use crate::complaint::Complaints;
-use crate::config::Config;
 use crate::config::network::NetworkConfig;
 use crate::config::services::ServiceConfig;
+use crate::config::{Config, DenyWith};
 use crate::event::Kind;
 use crate::health::Health;
 use crate::isolation;
@@ -91,6 +91,7 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
         let socket = socket.with_feed(feed.clone());
         owner.set_denials(Denials {
             log: packets.is_some(),
+            reject: arguments.deny_with.unwrap_or(config.deny_with) == DenyWith::Reject,
         });
         for attachment in records::read(&records_dir(&arguments.socket)) {
             owner.attach(attachment);

@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dataplane::attachment::DEFAULT_SOCKET;
 
+use crate::config::DenyWith;
 use crate::verdict_log::Target;
 
 use network::NetworkFlags;
@@ -145,6 +146,10 @@ pub struct Run {
     /// or off. Rates are limited.
     #[arg(long, value_name = "PATH", default_value = "stdout", value_parser = Target::from_str)]
     pub verdict_log: Target,
+    /// How what policy denies is answered: drop, or reject (a TCP reset or ICMP); by default
+    /// as the configuration file says, else drop.
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub deny_with: Option<DenyWith>,
     /// Where the objects of the API server are written down, for a start without it; off: not
     /// at all.
     #[arg(

@@ -5,6 +5,7 @@ pub mod services;
 
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
 use serde::Deserialize;
 
 use network::NetworkConfig;
@@ -19,10 +20,24 @@ pub struct Config {
     pub bridges: Vec<String>,
     /// Format of the log on standard error.
     pub log_format: LogFormat,
+    /// How what policy denies is answered.
+    pub deny_with: DenyWith,
     /// The Service proxy.
     pub services: ServiceConfig,
     /// The pod network of the cluster.
     pub network: NetworkConfig,
+}
+
+/// What becomes of packets that policies deny. Those of unknown addresses and forged senders
+/// are always dropped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum DenyWith {
+    /// Nobody answers: a client waits for its time-out.
+    #[default]
+    Drop,
+    /// A client is refused at once, by a TCP reset or by ICMP.
+    Reject,
 }
 
 /// Format of the log.
@@ -41,6 +56,7 @@ impl Default for Config {
         Self {
             bridges: vec!["cbr0".into()],
             log_format: LogFormat::Text,
+            deny_with: DenyWith::Drop,
             services: ServiceConfig::default(),
             network: NetworkConfig::default(),
         }
@@ -106,12 +122,16 @@ mod tests {
     fn an_empty_file_is_the_default() {
         assert_eq!(read("").expect("fine"), Config::default());
         assert_eq!(read("bridges: [br7]").expect("fine").bridges, ["br7"]);
+        let rejects = read("denyWith: reject").expect("fine");
+        assert_eq!(rejects.deny_with, DenyWith::Reject);
     }
 
     #[test]
     fn an_unknown_key_is_named() {
         let error = read("bridge: cbr0").expect_err("misspelt").to_string();
         assert!(error.contains("bridge"), "{error}");
+        let error = read("denyWith: refuse").expect_err("misspelt").to_string();
+        assert!(error.contains("refuse"), "{error}");
         let error = read("bridges: [a-name-that-is-too-long]").expect_err("too long");
         assert!(
             error.to_string().contains("a-name-that-is-too-long"),

@@ -21,7 +21,10 @@ pub(crate) const NODE_ADDRESS: &str = "192.0.2.2";
 /// A node with the objects of these manifests; its pods are attached to `cbr0`.
 pub(crate) fn node(yaml: &str) -> Owner<Fake> {
     let mut owner = Owner::new(settings(), Fake::new());
-    owner.set_denials(Denials { log: true });
+    owner.set_denials(Denials {
+        log: true,
+        reject: false,
+    });
     let parsed = manifests::parse(Path::new("test.yaml"), yaml.as_bytes());
     assert!(parsed.problems.is_empty(), "{:?}", parsed.problems);
     for object in &parsed.objects {

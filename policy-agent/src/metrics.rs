@@ -361,7 +361,7 @@ impl Own {
         let denied = Family::default();
         registry.register(
             "denied_packets",
-            "Packets that policy has denied, or that were of unknown addresses",
+            "Packets that policy has denied, of unknown addresses, or with a forged sender",
             denied.clone(),
         );
         let mut gauge = |name: &str, help: &str| {

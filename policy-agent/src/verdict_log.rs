@@ -1,5 +1,5 @@
-//! The verdict log: every packet that policy denies, within limits, as a JSON line that
-//! says whose it was and which policies denied it.
+//! The verdict log: every packet that policy denies or whose sender is forged, within limits,
+//! as a JSON line that says whose it was and why it is gone.
 //!
 //! ```text
 //!  rule of a chain that denies ──NFLOG──► this thread ──► file, stdout or stderr
@@ -14,6 +14,7 @@ mod budget;
 mod counters;
 mod directory;
 mod feed;
+mod forgery;
 mod packet;
 mod record;
 mod sink;
@@ -33,6 +34,7 @@ use crate::runtime::Mail;
 use crate::verdict_log::budget::Budget;
 use crate::verdict_log::counters::Counters;
 use crate::verdict_log::directory::Directory;
+use crate::verdict_log::forgery::Forgery;
 use crate::verdict_log::packet::Headers;
 use crate::verdict_log::sink::Sink;
 
@@ -204,13 +206,21 @@ impl Writer {
     /// `None` for a message of others, a packet that is none, or one that needs no record.
     fn record(&mut self, packet: &LoggedPacket) -> Option<Record> {
         let origin = Origin::parse(&packet.prefix)?;
+        if origin == Origin::Forged {
+            let headers = forgery::headers(packet).filter(|headers| !headers.is_chatter())?;
+            self.directory.prepare(&origin, None);
+            let forgery = Forgery::new(packet, &headers, &self.directory);
+            let record = Record::new(packet.time, &origin, &headers, None, &self.directory);
+            return Some(record.of_forgery(forgery));
+        }
         let headers = Headers::parse(&packet.payload)?;
         // Every pod solicits neighbours and reports multicast groups. That is counted only.
         if matches!(origin, Origin::Closed(_)) && headers.is_of_the_link() {
             return None;
         }
-        let frontend = headers.source_port.and_then(|port| {
-            let known = self.kernel.origin(headers.source, headers.protocol, port);
+        let ports = headers.protocol.zip(headers.source_port);
+        let frontend = ports.and_then(|(protocol, port)| {
+            let known = self.kernel.origin(headers.source, protocol, port);
             known.unwrap_or_default()
         });
         self.directory.prepare(&origin, frontend);

@@ -84,7 +84,8 @@ fn names(node: &Node) -> Result<BTreeMap<String, usize>> {
     let mut counted = BTreeMap::new();
     for (name, elements) in objects.iter().filter_map(name) {
         // What packets leave behind.
-        if !name.contains("origins") && !name.contains("affinity") {
+        let is_learnt = ["origins", "affinity", "forgers"];
+        if !is_learnt.iter().any(|learnt| name.contains(learnt)) {
             *counted.entry(name).or_insert(0) += elements + 1;
         }
     }

@@ -4,6 +4,7 @@
 //! ```text
 //! egress-<group>  : no rule matches -> log "egress-<group>" -> denied-egress : drop
 //! from-pod        : unknown source  -> log "egress"         -> closed-egress : drop
+//! ports, links    : not its address -> log "forged"         -> drop
 //! ```
 //!
 //! The *prefix* of a log message is the name of the chain that denied, so that a listener
@@ -14,17 +15,24 @@
 //! kept for some seconds in [`ORIGINS`], by its source: the conntrack entry of a packet
 //! that is dropped is never in conntrack's table, and few kernels hand it over with the
 //! message.
+//!
+//! What is rejected instead of dropped is so where a policy has denied it. A TCP reset goes
+//! to who has addressed the pod itself. To who has addressed a Service it must come from
+//! there, and with `bridge-nf-call-iptables` the kernel sends resets past translation: those
+//! get ICMP, as everything but TCP does, which is translated back with the packet that it
+//! quotes.
 
 use std::net::{IpAddr, SocketAddr};
 
 use crate::datatype::{Bytes, DataType, Type};
 use crate::desired::Desired;
 use crate::field::{Field, ct_status};
+use crate::layout::forged::{self, FORGED};
 use crate::layout::policy::{Direction, direction_of_tier, is_group};
 use crate::layout::services::endpoint_type;
 use crate::layout::{INET, PerFamily, per_family, regular_chain};
 use crate::object::{Chain, Dynamic, Family, IpFamily, Key, Name, SetSpec, TableId};
-use crate::rule::{Rule, Statement};
+use crate::rule::{Reject, Rule, Statement};
 use crate::transaction::{Operation, Transaction};
 
 /// NFLOG group of the messages ("tr"). Others may listen to groups of their own.
@@ -44,6 +52,8 @@ const REMEMBERED: Dynamic = Dynamic {
 const AUDIT: &str = "audit-";
 /// Ends the name of the chain that denies for a tier.
 const DENIED: &str = "-denied";
+/// `IPPROTO_TCP`.
+const TCP: u8 = 6;
 
 /// `source . protocol . source port` of denied packets of Services to what their sender
 /// addressed: `address . port`.
@@ -54,6 +64,20 @@ pub static ORIGINS: PerFamily = per_family!("origins");
 pub struct Denials {
     /// Tell [`LOG_GROUP`].
     pub log: bool,
+    /// Answer what a policy denies, with a TCP reset or with ICMP "administratively
+    /// prohibited". Unknown addresses and forged senders get silence all the same.
+    pub reject: bool,
+}
+
+/// Who denies what a chain counts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Denier {
+    /// Policies.
+    Policy(Direction),
+    /// The pod's address is bound to nothing.
+    Closed(Direction),
+    /// The sender is not who it says.
+    Forged,
 }
 
 /// Which chain a log message is of.
@@ -63,23 +87,32 @@ pub enum Origin {
     Group(Direction, Name),
     /// A rule of the tier with this chain denies the packet.
     Tier(Direction, Name),
-    /// No rule of the audited policies with this chain allows the packet. It goes on.
+    /// No rule of the audited policies with this chain allows the packet, or a rule of the
+    /// audited tier policy with this chain denies it. It goes on.
     Audit(Direction, Name),
     /// The pod's address is bound to nothing: it is denied.
     Closed(Direction),
+    /// The port's sender is not who it says: it is denied.
+    Forged,
 }
 
 impl Origin {
     /// The origin that a prefix stands for; `None` for a prefix of others.
     pub fn parse(prefix: &str) -> Option<Self> {
-        if let Some(direction) = direction_of_tier(prefix) {
-            return Some(Self::Tier(direction, prefix.into()));
+        if prefix == FORGED {
+            return Some(Self::Forged);
         }
         let name = prefix.strip_prefix(AUDIT).unwrap_or(prefix);
+        let is_audit = name.len() < prefix.len();
+        if let Some(direction) = direction_of_tier(name) {
+            return Some(match is_audit {
+                true => Self::Audit(direction, prefix.into()),
+                false => Self::Tier(direction, prefix.into()),
+            });
+        }
         let (direction, rest) = Direction::BOTH
             .into_iter()
             .find_map(|direction| Some((direction, name.strip_prefix(direction.name())?)))?;
-        let is_audit = name.len() < prefix.len();
         match rest.strip_prefix('-') {
             None if rest.is_empty() && !is_audit => Some(Self::Closed(direction)),
             Some(hash) if !hash.is_empty() && is_audit => {
@@ -97,13 +130,19 @@ impl Origin {
             | Self::Tier(direction, _)
             | Self::Audit(direction, _)
             | Self::Closed(direction) => *direction,
+            Self::Forged => Direction::Egress,
         }
     }
 }
 
-/// Name of the chain that judges by audited policies, and decides nothing.
-pub fn audit_chain(direction: Direction, hash: &str) -> Name {
-    format!("{AUDIT}{}", direction.group_chain(hash)).into()
+/// Name of the chain that judges in place of a group's or a tier's, and decides nothing.
+pub fn audit_chain(chain: &Name) -> Name {
+    format!("{AUDIT}{chain}").into()
+}
+
+/// Whether the chain is one of [`audit_chain`], or what its rules lead to.
+pub(super) fn is_audit(chain: &Name) -> bool {
+    chain.as_str().starts_with(AUDIT)
 }
 
 /// The name of the group's chain, if the chain is one of [`audit_chain`].
@@ -139,12 +178,17 @@ fn logs(prefix: &str, denials: Denials) -> Vec<Rule> {
             rate: RATE,
             burst: BURST,
         })
-        .with(Statement::Log {
-            group: LOG_GROUP,
-            prefix: prefix.into(),
-            snaplen: SNAPLEN,
-        });
+        .with(log(prefix));
     denials.log.then_some(rule).into_iter().collect()
+}
+
+/// Hands the packet over, under that prefix.
+pub(super) fn log(prefix: &str) -> Statement {
+    Statement::Log {
+        group: LOG_GROUP,
+        prefix: prefix.into(),
+        snaplen: SNAPLEN,
+    }
 }
 
 /// Where a policy's denial ends.
@@ -157,22 +201,25 @@ pub(super) fn closed_chain(direction: Direction) -> Name {
     format!("closed-{}", direction.name()).into()
 }
 
-/// Whether a rule's counter counts denied packets, and whether policies denied them
-/// (`false`: unknown addresses).
-pub fn counts_denials(chain: &Name) -> Option<(Direction, bool)> {
+/// Whose denials the counters of a chain's rules count; `None` where they count none.
+pub fn counts_denials(chain: &Name) -> Option<Denier> {
+    if chain.as_str() == FORGED {
+        return Some(Denier::Forged);
+    }
     Direction::BOTH.into_iter().find_map(|direction| {
         if *chain == closed_chain(direction) {
-            return Some((direction, false));
+            return Some(Denier::Closed(direction));
         }
         let is_of = chain.as_str().starts_with(direction.name());
         let of_tier = chain.as_str().ends_with(DENIED)
             && direction_of_tier(chain.as_str()) == Some(direction);
-        ((is_of && is_group(chain)) || of_tier).then_some((direction, true))
+        ((is_of && is_group(chain)) || of_tier).then_some(Denier::Policy(direction))
     })
 }
 
 /// Wants packets to be denied like that. The groups' own chains end with [`deny`].
 pub fn set(desired: &mut Desired, denials: Denials) {
+    forged::set(desired, denials);
     for family in IpFamily::BOTH {
         if !denials.log {
             desired.remove_set(&INET, ORIGINS.of(family));
@@ -213,8 +260,28 @@ fn ends(denials: Denials) -> Vec<Rule> {
     if denials.log {
         rules.extend(IpFamily::BOTH.map(remember));
     }
-    rules.push(Rule::new().drop());
+    if denials.reject {
+        rules.extend(refusals());
+    } else {
+        rules.push(Rule::new().drop());
+    }
     rules
+}
+
+fn refusals() -> [Rule; 3] {
+    let prohibited = Statement::Reject(Reject::AdminProhibited);
+    let translated = Rule::new().with(Statement::AnyBit {
+        field: Field::CtStatus,
+        bits: ct_status::DNAT,
+    });
+    let of_service = translated.with(prohibited.clone());
+    [
+        of_service.comment("to who has addressed a Service"),
+        Rule::new()
+            .l4proto(TCP)
+            .with(Statement::Reject(Reject::TcpReset)),
+        Rule::new().with(prohibited),
+    ]
 }
 
 fn remember(family: IpFamily) -> Rule {
@@ -239,30 +306,22 @@ fn remember(family: IpFamily) -> Rule {
 /// Has no effect, and is refused by a kernel that cannot limit or log: to be tried before
 /// [`Denials::log`] is set, because the whole layout would be refused with it.
 pub fn probe() -> Transaction {
-    let table = TableId::new(Family::Inet, "trammel-probe");
-    let chain = Name::from("probe");
-    let logging = Denials { log: true };
-    let mut operations = vec![
-        Operation::AddTable {
-            table: table.clone(),
-        },
-        Operation::AddChain {
-            table: table.clone(),
-            chain: chain.clone(),
-            spec: Chain::regular("", Vec::new()),
-        },
-    ];
-    operations.extend(
-        logs("probe", logging)
-            .into_iter()
-            .map(|rule| Operation::AddRule {
-                table: table.clone(),
-                chain: chain.clone(),
-                rule,
-            }),
-    );
-    operations.push(Operation::DeleteTable { table });
-    Transaction { operations }
+    let logging = Denials {
+        log: true,
+        reject: false,
+    };
+    let mut desired = Desired::new();
+    let tables = [Family::Inet, Family::Bridge].map(|family| TableId::new(family, "trammel-probe"));
+    for table in &tables {
+        desired.table(table);
+        forged::set_in(&mut desired, table, logging);
+    }
+    let rules = logs("probe", logging);
+    desired.chain(&tables[0], &"probe".into(), Chain::regular("", rules));
+    let mut transaction = desired.transaction();
+    let removals = tables.map(|table| Operation::DeleteTable { table });
+    transaction.operations.extend(removals);
+    transaction
 }
 
 /// Key of a packet in [`ORIGINS`].
@@ -295,9 +354,11 @@ mod tests {
     fn a_prefix_says_which_chain_it_is_of() {
         for direction in Direction::BOTH {
             let group = direction.group_chain("0123");
-            let audit = audit_chain(direction, "0123");
+            let audit = audit_chain(&group);
             let tier = direction.tier_chain("admin", "0123");
+            let audited = audit_chain(&tier);
             let cases = [
+                (audited.as_str(), Origin::Audit(direction, audited.clone())),
                 (tier.as_str(), Origin::Tier(direction, tier.clone())),
                 (group.as_str(), Origin::Group(direction, group.clone())),
                 (audit.as_str(), Origin::Audit(direction, audit.clone())),
@@ -316,6 +377,7 @@ mod tests {
             "audit-egress",
             "egress-",
             "egressx",
+            "forged-",
             "drop: ",
         ] {
             assert_eq!(Origin::parse(prefix), None, "{prefix}");
@@ -327,19 +389,21 @@ mod tests {
         let chain = |name: &str| Name::from(name);
         assert_eq!(
             counts_denials(&chain("egress-0123")),
-            Some((Direction::Egress, true))
+            Some(Denier::Policy(Direction::Egress))
         );
         let tier = Direction::Ingress.tier_chain("admin", "0123");
         assert_eq!(counts_denials(&tier), None);
         assert_eq!(
             counts_denials(&tier_denial_chain(&tier)),
-            Some((Direction::Ingress, true))
+            Some(Denier::Policy(Direction::Ingress))
         );
         assert_eq!(
             counts_denials(&chain("closed-ingress")),
-            Some((Direction::Ingress, false))
+            Some(Denier::Closed(Direction::Ingress))
         );
+        assert_eq!(counts_denials(&chain("forged")), Some(Denier::Forged));
         for name in [
+            "audit-tier-admin-egress-0123-denied",
             "audit-egress-0123",
             "egress-allowed",
             "denied-egress",

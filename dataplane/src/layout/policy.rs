@@ -27,8 +27,8 @@ use crate::layout::services::{CLUSTER_IPS_CHAIN, HAIRPIN, UNSERVED_CHAIN};
 use crate::layout::{
     GENERATION_MASK, INET, PRIORITY_FILTER, PerFamily, base_chain, per_family, regular_chain,
 };
-use crate::object::{ChainType, Hook, IpFamily, Name, Ruleset, SetSpec};
-use crate::rule::{Rule, Statement, Verdict};
+use crate::object::{ChainType, Hook, IpFamily, Name, Ruleset, SetSpec, Table};
+use crate::rule::{Reference, Rule, Statement, Verdict};
 
 /// Source address of a pod on this node to its egress group.
 pub static EGRESS: PerFamily = per_family!("egress");
@@ -126,13 +126,54 @@ pub(super) fn direction_of_tier(chain: &str) -> Option<Direction> {
 }
 
 /// The rules that stand for those of a chain of policies that the kernel refuses: they
-/// deny whatever is judged there. `None` for other chains, which nothing can stand for.
+/// deny whatever is judged there, or tell of nothing where they only audit. `None` for other
+/// chains, which nothing can stand for.
 pub fn closed(chain: &Name) -> Option<Vec<Rule>> {
+    if denials::is_audit(chain) {
+        // What it cannot tell of is let go on, as what it can.
+        return Some(Vec::new());
+    }
     if let Some(direction) = direction_of_tier(chain.as_str()) {
         return Some(vec![Rule::new().goto(denials::denied_chain(direction))]);
     }
     // What comes back from a group's chain is denied.
     is_group(chain).then(Vec::new)
+}
+
+/// The chains of policies that would allow what they must not while an element is missing in
+/// the set, with what is to stand for their rules. Where a rule that allows misses an address
+/// less passes, and nothing need be done; half an interval is another interval.
+pub fn opened_without(table: &Table, set: &Name) -> Vec<(Name, Vec<Rule>)> {
+    let is_interval = table.sets.get(set).is_some_and(|set| set.spec.interval);
+    let allows = |rule: &Rule| {
+        let verdict = rule.statements.last();
+        let allowed = Direction::BOTH.map(|direction| Statement::Verdict(direction.allowed()));
+        verdict.is_some_and(|verdict| allowed.contains(verdict))
+    };
+    let opens = |rule: &Rule| reads(rule, set) && (is_interval || !allows(rule));
+    let opened = table.chains.iter();
+    let opened = opened.filter(|(_, chain)| chain.rules.iter().any(opens));
+    opened
+        .filter_map(|(name, _)| Some((name.clone(), closed(name)?)))
+        .collect()
+}
+
+/// Whether policies hang on the set: it binds addresses to them, or their rules read it.
+pub fn is_read_by_policies(table: &Table, set: &Name) -> bool {
+    let is_of_policies = |name: &Name| closed(name).is_some();
+    let mut chains = table.chains.iter().filter(|(name, _)| is_of_policies(name));
+    binds(set) || chains.any(|(_, chain)| chain.rules.iter().any(|rule| reads(rule, set)))
+}
+
+/// Whether the map binds addresses to policies.
+pub fn binds(map: &Name) -> bool {
+    let maps = [&EGRESS, &INGRESS];
+    maps.iter().any(|of| of.0.contains(map))
+}
+
+fn reads(rule: &Rule, set: &Name) -> bool {
+    rule.references()
+        .any(|reference| reference == Reference::Set(set))
 }
 
 /// The rules that let a pod have what it has sent to itself by a Service: no NetworkPolicy

@@ -9,13 +9,14 @@
 //! is a chain of that table. Nobody else is on its link, so the address is all there is to
 //! compare.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::LazyLock;
 
 use crate::attachment::{Attachment, PORT_PREFIX};
 use crate::datatype::{Bytes, DataType, Type};
 use crate::desired::Desired;
 use crate::field::Field;
+use crate::layout::forged::FORGED;
 use crate::layout::{BRIDGE, INET, PRIORITY_PORTS, PerFamily, base_chain, per_family};
 use crate::object::{ChainType, Hook, IpFamily, Key, Name, SetSpec, TableId};
 use crate::rule::Rule;
@@ -32,6 +33,8 @@ const IP: [u8; 2] = [0x08, 0x00];
 const ARP: [u8; 2] = [0x08, 0x06];
 const IP6: [u8; 2] = [0x86, 0xdd];
 
+/// Multicast listeners (RFC 2710, RFC 3810) and router solicitation.
+const LINK_CHATTER: [u8; 5] = [130, 131, 132, 143, 133];
 const ROUTER_ADVERT: u8 = 134;
 const NEIGHBOUR_SOLICIT: u8 = 135;
 const NEIGHBOUR_ADVERT: u8 = 136;
@@ -81,6 +84,12 @@ pub fn senders(attachment: &Attachment) -> Vec<Sender> {
             }
         })
         .collect()
+}
+
+/// Whether the elements of the set let interfaces send.
+pub fn admits(set: &Name) -> bool {
+    let sets = [&SENDERS, &LINK_SENDERS];
+    sets.iter().any(|of| of.0.contains(set))
 }
 
 /// For the output hook: pods on one bridge are neighbours to the kernel, and it would tell
@@ -162,24 +171,26 @@ pub(super) fn install(desired: &mut Desired) {
 fn link_guard() -> Vec<Rule> {
     let icmpv6 = |kind: u8| {
         let rule = Rule::new().family(IpFamily::V6).l4proto(58);
-        rule.eq(Field::Icmpv6Type, &[kind]).counter().drop()
+        rule.eq(Field::Icmpv6Type, &[kind])
     };
     let known = |family: IpFamily| {
         let fields = [Field::Iifname, family.saddr()];
         let senders = LINK_SENDERS.of(family).clone();
         Rule::new().family(family).in_set(&fields, senders).accept()
     };
-    vec![
+    let mut rules = vec![
         Rule::new()
             .ne(Field::Iifname, PORT_PREFIX.as_bytes())
             .accept()
             .comment("links of others"),
-        icmpv6(ROUTER_ADVERT),
-        icmpv6(REDIRECT),
+        icmpv6(ROUTER_ADVERT).goto(FORGED),
+        icmpv6(REDIRECT).goto(FORGED),
         known(IpFamily::V4),
         known(IpFamily::V6),
-        Rule::new().counter().drop().comment("unknown sender"),
-    ]
+    ];
+    rules.extend(quiet(|family| Rule::new().family(family)));
+    rules.push(Rule::new().goto(FORGED).comment("unknown sender"));
+    rules
 }
 
 fn guard() -> Vec<Rule> {
@@ -198,7 +209,7 @@ fn guard() -> Vec<Rule> {
             .l4proto(58)
             .eq(Field::Icmpv6Type, &[kind])
     };
-    vec![
+    let mut rules = vec![
         Rule::new()
             .ne(Field::Iifname, PORT_PREFIX.as_bytes())
             .accept()
@@ -211,16 +222,15 @@ fn guard() -> Vec<Rule> {
                 SENDERS.of(IpFamily::V4).clone(),
             )
             .accept(),
-        icmpv6(ROUTER_ADVERT).counter().drop(),
-        icmpv6(REDIRECT).counter().drop(),
+        icmpv6(ROUTER_ADVERT).goto(FORGED),
+        icmpv6(REDIRECT).goto(FORGED),
         icmpv6(NEIGHBOUR_ADVERT)
             .with(crate::rule::Statement::InSet {
                 key: vec![Field::Iifname, Field::EtherSaddr, Field::NdTarget],
                 set: SENDERS.of(IpFamily::V6).clone(),
                 negate: true,
             })
-            .counter()
-            .drop()
+            .goto(FORGED)
             .comment("advertises an address that is not its own"),
         known(IP6, IpFamily::V6, Field::Ip6Saddr),
         icmpv6(NEIGHBOUR_SOLICIT)
@@ -231,6 +241,38 @@ fn guard() -> Vec<Rule> {
             )
             .accept()
             .comment("is my own address taken?"),
-        Rule::new().counter().drop().comment("unknown sender"),
-    ]
+    ];
+    rules.extend(quiet(|family| {
+        Rule::new().eq(
+            Field::EtherType,
+            match family {
+                IpFamily::V4 => &IP,
+                IpFamily::V6 => &IP6,
+            },
+        )
+    }));
+    let no_address = Ipv4Addr::UNSPECIFIED.octets();
+    let probe = Rule::new().eq(Field::EtherType, &ARP);
+    rules.push(
+        probe
+            .eq(Field::ArpSaddrIp, &no_address)
+            .drop()
+            .comment("asks whether an address is taken"),
+    );
+    rules.push(Rule::new().goto(FORGED).comment("unknown sender"));
+    rules
+}
+
+/// What a link says of itself when it comes up, before it has an address: it claims none, and
+/// nobody need be told.
+fn quiet(of: impl Fn(IpFamily) -> Rule) -> Vec<Rule> {
+    let on_link = |kind: u8| {
+        let rule = of(IpFamily::V6).l4proto(58).eq(Field::Icmpv6Type, &[kind]);
+        rule.drop().comment("without an address")
+    };
+    let mut rules: Vec<_> = LINK_CHATTER.into_iter().map(on_link).collect();
+    let no_address = Ipv4Addr::UNSPECIFIED.octets();
+    let dhcp = of(IpFamily::V4).eq(Field::IpSaddr, &no_address);
+    rules.push(dhcp.drop().comment("without an address"));
+    rules
 }

@@ -8,7 +8,7 @@ use crate::netlink::encode;
 use crate::netlink::uapi::{
     self, LIST_ELEM, SUBSYS, chain, data, elem, elem_list, msg, rule, set, set_flags, table, udata,
 };
-use crate::object::{Chain, Element, Key, SetKind, SetSpec, TableId, Value};
+use crate::object::{Chain, Element, Key, SetKind, SetSpec, TableId, Value, shortened};
 use crate::rule::Rule;
 use crate::transaction::{Operation, Transaction};
 
@@ -378,11 +378,7 @@ fn set_udata(spec: &SetSpec) -> Vec<u8> {
 
 /// One entry: type, length with the final zero, text.
 fn comment_udata(ty: u8, comment: &str) -> Vec<u8> {
-    let mut end = comment.len().min(127);
-    while !comment.is_char_boundary(end) {
-        end -= 1;
-    }
-    let text = &comment.as_bytes()[..end];
+    let text = shortened(comment).as_bytes();
     let len = u8::try_from(text.len() + 1).expect("at most 128");
     [&[ty, len], text, &[0]].concat()
 }

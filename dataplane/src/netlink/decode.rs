@@ -286,15 +286,28 @@ impl Decoder<'_> {
     fn dynset(&mut self, attrs: Attrs<'_>) -> Option<()> {
         let map = Name::from(attrs.string(dynset::SET_NAME)?);
         let spec = self.sets.get(&map)?;
-        let SetKind::Map(data_type) = spec.kind else {
-            return None;
-        };
         (attrs.u32(dynset::OP)? == dynset::UPDATE).then_some(())?;
-        let statement = Statement::Update {
-            key: self.fields(attrs.u32(dynset::SREG_KEY)?, spec.key)?,
-            data: self.fields(attrs.u32(dynset::SREG_DATA)?, data_type)?,
-            timeout_ms: attrs.get(dynset::TIMEOUT).and_then(Attr::u64).unwrap_or(0),
-            map,
+        let key = self.fields(attrs.u32(dynset::SREG_KEY)?, spec.key)?;
+        let statement = match spec.kind {
+            SetKind::Map(data_type) => Statement::Update {
+                key,
+                data: self.fields(attrs.u32(dynset::SREG_DATA)?, data_type)?,
+                timeout_ms: attrs.get(dynset::TIMEOUT).and_then(Attr::u64).unwrap_or(0),
+                map,
+            },
+            SetKind::Set => {
+                let expression = attrs.get(dynset::EXPR)?.nested();
+                let is_limit = expression.string(expr::NAME) == Some("limit");
+                is_limit.then_some(())?;
+                let (rate, burst) = read_limit(expression.get(expr::DATA)?.nested())?;
+                Statement::LimitEach {
+                    set: map,
+                    key,
+                    rate,
+                    burst,
+                }
+            }
+            SetKind::VerdictMap => return None,
         };
         self.statements.push(statement);
         Some(())
@@ -366,13 +379,8 @@ fn action(name: &str, attrs: Attrs<'_>) -> Option<Statement> {
             })
         }
         "limit" => {
-            let per_second = attrs.get(limit::UNIT)?.u64()? == 1;
-            let packets = attrs.u32(limit::TYPE)? == limit::PACKETS;
-            (per_second && packets).then_some(())?;
-            Statement::Limit {
-                rate: attrs.get(limit::RATE)?.u64()?,
-                burst: attrs.u32(limit::BURST)?,
-            }
+            let (rate, burst) = read_limit(attrs)?;
+            Statement::Limit { rate, burst }
         }
         "log" => Statement::Log {
             group: attrs.get(log::GROUP)?.u16()?,
@@ -381,6 +389,14 @@ fn action(name: &str, attrs: Attrs<'_>) -> Option<Statement> {
         },
         _ => return None,
     })
+}
+
+/// Packets a second, and at once.
+fn read_limit(attrs: Attrs<'_>) -> Option<(u64, u32)> {
+    let per_second = attrs.get(limit::UNIT)?.u64()? == 1;
+    let packets = attrs.u32(limit::TYPE)? == limit::PACKETS;
+    (per_second && packets).then_some(())?;
+    Some((attrs.get(limit::RATE)?.u64()?, attrs.u32(limit::BURST)?))
 }
 
 /// The number of a 4-byte register from 0; dumps name every fourth by its old

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::kernel::KernelError;
-use crate::layout::INET;
 use crate::layout::denials::{self, ORIGINS};
+use crate::layout::{self, INET};
 use crate::netlink::attr::{Attr, Attrs, Writer};
 use crate::netlink::socket::{Nftables, message_type};
 use crate::netlink::uapi::{LIST_ELEM, counter, data, elem, elem_list, expr, msg, rule};
-use crate::object::{IpFamily, Name};
+use crate::object::{IpFamily, Name, TableId};
 
 impl Nftables {
     /// The packets that each chain of [`denials::counts_denials`] has denied since it was
@@ -18,9 +18,18 @@ impl Nftables {
     /// # Errors
     /// Where the kernel cannot be asked.
     pub fn denied(&mut self) -> Result<BTreeMap<Name, u64>, KernelError> {
+        let mut denied = BTreeMap::new();
+        for table in layout::tables() {
+            for (chain, packets) in self.denied_in(&table)? {
+                *denied.entry(chain).or_insert(0) += packets;
+            }
+        }
+        Ok(denied)
+    }
+
+    fn denied_in(&mut self, table: &TableId) -> Result<BTreeMap<Name, u64>, KernelError> {
         let mut request = Vec::new();
-        let table = INET.name.as_str();
-        Writer(&mut request).string(rule::TABLE, table);
+        Writer(&mut request).string(rule::TABLE, table.name.as_str());
         loop {
             let mut denied = BTreeMap::new();
             let mut each = |attrs: Attrs<'_>| {
@@ -31,7 +40,7 @@ impl Nftables {
                 }
             };
             let ty = message_type(msg::GETRULE);
-            if self.dump_once(ty, INET.family.number(), &request, &mut each)? {
+            if self.dump_once(ty, table.family.number(), &request, &mut each)? {
                 return Ok(denied);
             }
         }

@@ -96,6 +96,23 @@ fn encode_statement(statement: &Statement, list: &mut Writer<'_>) {
                 }
             });
         }
+        Statement::LimitEach {
+            set,
+            key,
+            rate,
+            burst,
+        } => {
+            load_all(key, reg::FIRST, list);
+            expression(list, "dynset", |w| {
+                w.string(dynset::SET_NAME, set.as_str());
+                w.u32(dynset::OP, dynset::UPDATE);
+                w.u32(dynset::SREG_KEY, reg::FIRST);
+                w.nest(dynset::EXPR, |w| {
+                    w.string(expr::NAME, "limit");
+                    w.nest(expr::DATA, |w| write_limit(*rate, *burst, w));
+                });
+            });
+        }
         Statement::SetAddress { field, to } => {
             match to {
                 NewAddress::Of(source) => load(*source, reg::FIRST, list),
@@ -140,12 +157,9 @@ fn encode_action(statement: &Statement, list: &mut Writer<'_>) {
             w.u32(reject::TYPE, ty);
             w.u8(reject::ICMP_CODE, code);
         }),
-        Statement::Limit { rate, burst } => expression(list, "limit", |w| {
-            w.u64(limit::RATE, *rate);
-            w.u64(limit::UNIT, 1);
-            w.u32(limit::BURST, *burst);
-            w.u32(limit::TYPE, limit::PACKETS);
-        }),
+        Statement::Limit { rate, burst } => {
+            expression(list, "limit", |w| write_limit(*rate, *burst, w));
+        }
         Statement::Log {
             group,
             prefix,
@@ -157,6 +171,14 @@ fn encode_action(statement: &Statement, list: &mut Writer<'_>) {
         }),
         other => unreachable!("{other:?} is written by encode_statement"),
     }
+}
+
+/// Packets a second, and at once.
+fn write_limit(rate: u64, burst: u32, w: &mut Writer<'_>) {
+    w.u64(limit::RATE, rate);
+    w.u64(limit::UNIT, 1);
+    w.u32(limit::BURST, burst);
+    w.u32(limit::TYPE, limit::PACKETS);
 }
 
 /// Writes `NFTA_DATA_VERDICT`.

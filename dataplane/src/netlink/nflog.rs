@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
+use crate::attachment::MacAddr;
 use crate::kernel::KernelError;
 use crate::netlink::attr::{Attrs, Writer};
 use crate::netlink::batch::{self, flag};
@@ -36,9 +37,12 @@ const COPY_PACKET: u8 = 2;
 const NUMBERED: u16 = 1;
 
 /// `enum nfulnl_attr_type`.
+const PACKET_HDR: u16 = 1;
 const TIMESTAMP: u16 = 3;
 const INDEV: u16 = 4;
 const OUTDEV: u16 = 5;
+const PHYSINDEV: u16 = 6;
+const HWADDR: u16 = 8;
 const PAYLOAD: u16 = 9;
 const PREFIX: u16 = 10;
 const SEQ: u16 = 12;
@@ -69,11 +73,17 @@ pub struct LoggedPacket {
     pub prefix: String,
     /// When it was seen: as the kernel says, else when it was read.
     pub time: SystemTime,
+    /// Its EtherType.
+    pub ether_type: u16,
     /// Index of the interface it came in by.
     pub indev: Option<u32>,
+    /// Index of the bridge port it came in by, where it did by one.
+    pub port: Option<u32>,
+    /// Its hardware source address, where the hook comes before that is forgotten.
+    pub mac: Option<MacAddr>,
     /// Index of the interface it was to go out by.
     pub outdev: Option<u32>,
-    /// Its first bytes, from the IP header on.
+    /// Its first bytes, from the header behind that of the link on.
     pub payload: Vec<u8>,
 }
 
@@ -202,13 +212,29 @@ fn packet(attrs: Attrs<'_>) -> LoggedPacket {
     LoggedPacket {
         prefix: attrs.string(PREFIX).unwrap_or_default().to_owned(),
         time: timestamp(attrs).unwrap_or_else(SystemTime::now),
+        // `struct nfulnl_msg_packet_hdr` begins with it.
+        ether_type: attrs
+            .get(PACKET_HDR)
+            .and_then(|attr| attr.payload.first_chunk().copied())
+            .map_or(0, u16::from_be_bytes),
         indev: attrs.u32(INDEV),
+        port: attrs.u32(PHYSINDEV),
+        mac: hardware_address(attrs),
         outdev: attrs.u32(OUTDEV),
         payload: attrs
             .get(PAYLOAD)
             .map(|attr| attr.payload.to_vec())
             .unwrap_or_default(),
     }
+}
+
+/// `struct nfulnl_msg_packet_hw`: length, padding, address.
+fn hardware_address(attrs: Attrs<'_>) -> Option<MacAddr> {
+    let payload = attrs.get(HWADDR)?.payload;
+    let (length, rest) = payload.split_first_chunk::<2>()?;
+    let is_ethernet = u16::from_be_bytes(*length) == 6;
+    let address = rest.get(2..)?.first_chunk::<6>()?;
+    is_ethernet.then_some(MacAddr(*address))
 }
 
 /// `struct nfulnl_msg_packet_timestamp`; only packets that came in by a link have one.

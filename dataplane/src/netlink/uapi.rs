@@ -267,6 +267,7 @@ pub(crate) mod dynset {
     pub(crate) const SREG_KEY: u16 = 4;
     pub(crate) const SREG_DATA: u16 = 5;
     pub(crate) const TIMEOUT: u16 = 6;
+    pub(crate) const EXPR: u16 = 7;
     pub(crate) const UPDATE: u32 = 1;
 }
 

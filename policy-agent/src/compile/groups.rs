@@ -134,7 +134,7 @@ impl GroupId {
 
     /// Only a group that audits has it.
     pub(super) fn audit_chain(&self) -> Name {
-        denials::audit_chain(self.direction, &self.hash())
+        denials::audit_chain(&self.chain())
     }
 
     fn hash(&self) -> String {

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use dataplane::layout::denials::{Origin, counts_denials};
+use dataplane::layout::denials::{Denier, Origin, counts_denials};
+use dataplane::layout::policy::Direction;
 use dataplane::object::Name;
 use prometheus_client::encoding::EncodeLabelSet;
 
@@ -21,9 +22,9 @@ const NAMED: usize = 4;
 pub struct DeniedBy {
     /// `egress`, `ingress`.
     pub direction: &'static str,
-    /// `policy`, `unknownAddress`.
+    /// `policy`, `unknownAddress`, `forgedSender`.
     pub reason: &'static str,
-    /// The policies of the group; empty for unknown addresses.
+    /// The policies of the group; empty for unknown addresses and forged senders.
     pub policies: String,
 }
 
@@ -49,7 +50,7 @@ impl Counters {
     ) -> BTreeMap<DeniedBy, u64> {
         let mut added = BTreeMap::new();
         for (chain, packets) in denied {
-            let Some((direction, by_policy)) = counts_denials(chain) else {
+            let Some(denier) = counts_denials(chain) else {
                 continue;
             };
             let last = self.last.insert(chain.clone(), *packets).unwrap_or(0);
@@ -57,17 +58,15 @@ impl Counters {
             if new == 0 {
                 continue;
             }
+            let (direction, reason, policies) = match denier {
+                Denier::Policy(direction) => (direction, "policy", self.label(chain, directory)),
+                Denier::Closed(direction) => (direction, "unknownAddress", String::new()),
+                Denier::Forged => (Direction::Egress, "forgedSender", String::new()),
+            };
             let by = DeniedBy {
                 direction: direction.name(),
-                reason: if by_policy {
-                    "policy"
-                } else {
-                    "unknownAddress"
-                },
-                policies: match by_policy {
-                    true => self.label(chain, directory),
-                    false => String::new(),
-                },
+                reason,
+                policies,
             };
             *added.entry(by).or_insert(0) += new;
         }
@@ -87,7 +86,7 @@ impl Counters {
             Origin::Tier(_, chain) | Origin::Group(_, chain) => {
                 chain.as_str().trim_end_matches("-denied").to_owned()
             }
-            Origin::Audit(..) | Origin::Closed(_) => String::new(),
+            Origin::Audit(..) | Origin::Closed(_) | Origin::Forged => String::new(),
         });
         let policies = directory.policies(&logs);
         if policies.is_empty() {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
+use dataplane::attachment::Attachment;
 use dataplane::layout::denials::Origin;
 use tokio::sync::oneshot;
 
@@ -58,7 +59,7 @@ impl Directory {
             Origin::Group(_, chain) | Origin::Tier(_, chain) | Origin::Audit(_, chain) => {
                 self.groups.contains_key(chain.as_str())
             }
-            Origin::Closed(_) => true,
+            Origin::Closed(_) | Origin::Forged => true,
         };
         let age = self.taken.map(|taken| taken.elapsed());
         let young = YOUNG.max(self.took * SHARE);
@@ -99,6 +100,13 @@ impl Directory {
     /// The state of a moment ago, if there was an owner.
     pub(super) const fn snapshot(&self) -> Option<&Snapshot> {
         self.snapshot.as_ref()
+    }
+
+    /// The attachment with that port.
+    pub(super) fn attachment(&self, port: &str) -> Option<&Attachment> {
+        let index = &self.snapshot.as_ref()?.index;
+        let mut attachments = index.attachments().values();
+        attachments.find(|attachment| attachment.host_ifname == port)
     }
 
     /// The policies that a chain stands for; empty where that is not known.

@@ -26,8 +26,8 @@ pub struct Feed {
 pub struct Told {
     /// The record as JSON.
     pub json: Arc<str>,
-    /// The pods at its ends, `namespace/name`.
-    pods: [Option<Arc<str>>; 2],
+    /// The pods at its ends and the one that forged it, `namespace/name`.
+    pods: [Option<Arc<str>>; 3],
 }
 
 /// Which records somebody wants; all that is said has to hold.
@@ -113,7 +113,7 @@ impl Selection {
 mod tests {
     use super::*;
 
-    fn told(json: &str, pods: [Option<&str>; 2]) -> Told {
+    fn told(json: &str, pods: [Option<&str>; 3]) -> Told {
         Told {
             json: json.into(),
             pods: pods.map(|pod| pod.map(Arc::from)),
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn a_selection_is_of_either_end_and_of_all_that_is_said() {
-        let record = told("{}", [Some("shop/web"), None]);
+        let record = told("{}", [Some("shop/web"), None, None]);
         let wants = |pod: Option<&str>, namespace: Option<&str>| {
             let selection = Selection {
                 pod: pod.map(str::to_owned),
@@ -140,7 +140,7 @@ mod tests {
                 pod: None,
                 namespace: Some("shop".into())
             }
-            .wants(&told("{}", [None, None]))
+            .wants(&told("{}", [None, None, None]))
         );
     }
 }

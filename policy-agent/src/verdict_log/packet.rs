@@ -1,20 +1,30 @@
-//! The headers of a logged packet (RFC 791, RFC 8200, RFC 9293, RFC 792, RFC 4443).
+//! The headers of a logged packet (RFC 791, RFC 8200, RFC 9293, RFC 792, RFC 4443, RFC 4861,
+//! RFC 826).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
+use std::ops::RangeInclusive;
+
+use dataplane::attachment::MacAddr;
 
 /// Extension headers of IPv6 that are passed over: hop-by-hop, routing, destination.
 const EXTENSIONS: [u8; 3] = [0, 43, 60];
 const FRAGMENT: u8 = 44;
 /// A packet with more of them is not looked into.
 const MAX_EXTENSIONS: usize = 8;
+/// ICMPv6 types of neighbour discovery, from router solicitation to redirect.
+const NEIGHBOUR_DISCOVERY: RangeInclusive<u8> = 133..=137;
+const NEIGHBOUR_SOLICIT: u8 = 135;
+const NEIGHBOUR_ADVERT: u8 = 136;
+/// ARP for IPv4 on Ethernet: types and lengths of its addresses.
+const ARP_FOR_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
 
 /// What the first bytes of a packet say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Headers {
     pub(super) source: IpAddr,
     pub(super) destination: IpAddr,
-    /// IP protocol.
-    pub(super) protocol: u8,
+    /// IP protocol; `None` for ARP.
+    pub(super) protocol: Option<u8>,
     /// Of TCP, UDP and SCTP, in a first fragment.
     pub(super) source_port: Option<u16>,
     pub(super) destination_port: Option<u16>,
@@ -22,6 +32,10 @@ pub(super) struct Headers {
     pub(super) tcp_flags: Option<u8>,
     /// Type and code of ICMP and ICMPv6.
     pub(super) icmp: Option<(u8, u8)>,
+    /// Whom neighbour solicitation and advertisement are about.
+    pub(super) nd_target: Option<Ipv6Addr>,
+    /// Sender hardware address of ARP.
+    pub(super) arp_mac: Option<MacAddr>,
 }
 
 impl Headers {
@@ -32,6 +46,20 @@ impl Headers {
             6 => Self::parse_v6(bytes),
             _ => None,
         }
+    }
+
+    /// An ARP packet: its sender and whom it asks about or answers.
+    pub(super) fn parse_arp(bytes: &[u8]) -> Option<Self> {
+        let packet = bytes.first_chunk::<28>()?;
+        if !packet.starts_with(&ARP_FOR_IPV4) {
+            return None;
+        }
+        let address = |at: usize| <[u8; 4]>::try_from(&packet[at..at + 4]).ok();
+        Some(Self {
+            protocol: None,
+            arp_mac: packet[8..14].try_into().ok().map(MacAddr),
+            ..Self::new(address(14)?.into(), address(24)?.into(), 0)
+        })
     }
 
     fn parse_v4(bytes: &[u8]) -> Option<Self> {
@@ -75,23 +103,32 @@ impl Headers {
         Self {
             source,
             destination,
-            protocol,
+            protocol: Some(protocol),
             source_port: None,
             destination_port: None,
             tcp_flags: None,
             icmp: None,
+            nd_target: None,
+            arp_mac: None,
         }
     }
 
     fn with_payload(mut self, payload: &[u8]) -> Self {
         match (self.protocol, payload) {
-            (6 | 17 | 132, [a, b, c, d, ..]) => {
+            (Some(6 | 17 | 132), [a, b, c, d, ..]) => {
                 self.source_port = Some(u16::from_be_bytes([*a, *b]));
                 self.destination_port = Some(u16::from_be_bytes([*c, *d]));
-                let flags = payload.get(13).filter(|_| self.protocol == 6);
+                let flags = payload.get(13).filter(|_| self.protocol == Some(6));
                 self.tcp_flags = flags.copied();
             }
-            (1 | 58, [kind, code, ..]) => self.icmp = Some((*kind, *code)),
+            (Some(1), [kind, code, ..]) => self.icmp = Some((*kind, *code)),
+            (Some(58), [kind, code, rest @ ..]) => {
+                self.icmp = Some((*kind, *code));
+                let has_target = matches!(*kind, NEIGHBOUR_SOLICIT | NEIGHBOUR_ADVERT);
+                let target = rest.get(6..).and_then(|rest| rest.first_chunk::<16>());
+                let target = target.filter(|_| has_target);
+                self.nd_target = target.map(|target| Ipv6Addr::from(*target));
+            }
             _ => {}
         }
         self
@@ -112,15 +149,33 @@ impl Headers {
             }
     }
 
-    /// `TCP`, `UDP`, `ICMP`, or the number.
+    /// Whether it is what a link with IPv6 and without an address of ours says of itself: that
+    /// it takes a link-local address, and who is there. Nobody else's address is claimed.
+    pub(super) fn is_chatter(&self) -> bool {
+        let (IpAddr::V6(source), IpAddr::V6(destination)) = (self.source, self.destination) else {
+            return false;
+        };
+        let is_discovery = |(kind, _): (u8, u8)| NEIGHBOUR_DISCOVERY.contains(&kind);
+        match self.nd_target {
+            Some(target) => source.is_unspecified() && target.is_unicast_link_local(),
+            None => {
+                source.is_unicast_link_local()
+                    && destination.segments()[0] & 0xff0f == 0xff02
+                    && !self.icmp.is_some_and(is_discovery)
+            }
+        }
+    }
+
+    /// `TCP`, `UDP`, `ICMP`, `ARP`, or the number.
     pub(super) fn protocol_name(&self) -> String {
         match self.protocol {
-            1 => "ICMP".into(),
-            6 => "TCP".into(),
-            17 => "UDP".into(),
-            58 => "ICMPv6".into(),
-            132 => "SCTP".into(),
-            other => other.to_string(),
+            None => "ARP".into(),
+            Some(1) => "ICMP".into(),
+            Some(6) => "TCP".into(),
+            Some(17) => "UDP".into(),
+            Some(58) => "ICMPv6".into(),
+            Some(132) => "SCTP".into(),
+            Some(other) => other.to_string(),
         }
     }
 
@@ -187,7 +242,65 @@ mod tests {
         let later = [&[6, 0, 0, 8, 0, 0, 0, 0][..], &SYN].concat();
         for bytes in [v4(6, 100, &SYN), v6(44, &later)] {
             let headers = Headers::parse(&bytes).expect("a packet");
-            assert_eq!((headers.protocol, headers.source_port), (6, None));
+            assert_eq!((headers.protocol, headers.source_port), (Some(6), None));
+        }
+    }
+
+    #[test]
+    fn arp_and_neighbour_discovery_say_whom_they_are_about() {
+        let mut arp = ARP_FOR_IPV4.to_vec();
+        arp.extend([0, 2, 0x0a, 0x58, 0, 0, 0, 1, 10, 88, 0, 2]);
+        arp.extend([0xff; 6]);
+        arp.extend([10, 88, 0, 1]);
+        let headers = Headers::parse_arp(&arp).expect("ARP");
+        assert_eq!(headers.protocol_name(), "ARP");
+        assert_eq!(headers.source, IpAddr::from([10, 88, 0, 2]));
+        assert_eq!(headers.destination, IpAddr::from([10, 88, 0, 1]));
+        assert_eq!(headers.arp_mac, Some(MacAddr([0x0a, 0x58, 0, 0, 0, 1])));
+        assert_eq!(Headers::parse_arp(&arp[..27]), None);
+        arp[4] = 8;
+        assert_eq!(Headers::parse_arp(&arp), None, "not of Ethernet");
+
+        let solicits = |kind| {
+            let mut message = vec![kind, 0, 0, 0, 0, 0, 0, 0];
+            message.extend([0xfd; 16]);
+            Headers::parse(&v6(58, &message)).expect("a packet")
+        };
+        assert_eq!(solicits(135).nd_target, Some(Ipv6Addr::from([0xfd; 16])));
+        assert_eq!(solicits(128).nd_target, None, "an echo has none");
+    }
+
+    #[test]
+    fn what_a_link_says_of_itself_claims_nothing() {
+        let headers = |source: &str, destination: &str, icmp, target: Option<&str>| Headers {
+            icmp,
+            nd_target: target.map(|target| target.parse().expect("an address")),
+            ..Headers::new(
+                source.parse().expect("an address"),
+                destination.parse().expect("an address"),
+                58,
+            )
+        };
+        let solicit = Some((135, 0));
+        for (headers, is_chatter) in [
+            (
+                headers("::", "ff02::1:ff00:1", solicit, Some("fe80::1")),
+                true,
+            ),
+            (
+                headers("::", "ff02::1:ff00:1", solicit, Some("fd88::1")),
+                false,
+            ),
+            (headers("fe80::1", "ff02::fb", None, None), true),
+            (headers("fe80::1", "ff02::1", Some((134, 0)), None), false),
+            (
+                headers("fe80::1", "ff02::1:ff00:1", solicit, Some("fd88::1")),
+                false,
+            ),
+            (headers("fe80::1", "fd88::2", None, None), false),
+            (headers("10.88.0.2", "224.0.0.251", None, None), false),
+        ] {
+            assert_eq!(headers.is_chatter(), is_chatter, "{headers:?}");
         }
     }
 
@@ -218,6 +331,7 @@ mod tests {
                 *first = *first & 0xf | version << 4;
             }
             let _ = Headers::parse(&bytes);
+            let _ = Headers::parse_arp(&bytes);
         }
     }
 }

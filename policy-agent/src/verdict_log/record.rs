@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::index::Owner;
 use crate::model::Labels;
 use crate::verdict_log::directory::Directory;
+use crate::verdict_log::forgery::Forgery;
 use crate::verdict_log::packet::Headers;
 
 /// A line of the log. Fields that do not apply are left out.
@@ -43,6 +44,9 @@ pub struct Record {
     /// What the sender addressed, where that was translated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     frontend: Option<Frontend>,
+    /// Who sent it really, where that is not `source`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    forgery: Option<Forgery>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -66,6 +70,8 @@ enum Reason {
     /// The pod's address is bound to no policies: its object is not known yet, or the
     /// address is nobody's.
     UnknownAddress,
+    /// The sender is not who it says.
+    Forged,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -105,6 +111,7 @@ impl Record {
             Origin::Tier(_, chain) => (Verdict::Denied, Reason::ClusterPolicy, Some(chain)),
             Origin::Audit(_, chain) => (Verdict::WouldBeDenied, Reason::Audit, Some(chain)),
             Origin::Closed(_) => (Verdict::Denied, Reason::UnknownAddress, None),
+            Origin::Forged => (Verdict::Denied, Reason::Forged, None),
         };
         let policies = chain.map(|chain| directory.policies(chain.as_str()).to_vec());
         let end = |address, port| End::new(address, port, directory);
@@ -126,14 +133,20 @@ impl Record {
                 port: frontend.port(),
                 service: directory.service(frontend),
             }),
+            forgery: None,
         }
     }
-}
 
-impl Record {
-    /// The pods at its ends.
-    pub(super) fn pods(&self) -> [Option<&str>; 2] {
-        [self.source.pod.as_deref(), self.destination.pod.as_deref()]
+    pub(super) fn of_forgery(mut self, forgery: Forgery) -> Self {
+        self.forgery = Some(forgery);
+        self
+    }
+
+    /// The pods at its ends, and the one that forged it.
+    pub(super) fn pods(&self) -> [Option<&str>; 3] {
+        let forger = self.forgery.as_ref().and_then(Forgery::pod);
+        let (source, destination) = (&self.source.pod, &self.destination.pod);
+        [source.as_deref(), destination.as_deref(), forger]
     }
 }
 
@@ -175,7 +188,11 @@ impl fmt::Display for Record {
             Reason::ClusterPolicy => ": denied by ",
             Reason::Audit => ": on audit, not allowed by ",
             Reason::UnknownAddress => ": nothing is known of the pod",
+            Reason::Forged => ": ",
         })?;
+        if let Some(forgery) = &self.forgery {
+            forgery.fmt(f)?;
+        }
         f.write_str(&self.policies.join(", "))
     }
 }
@@ -257,6 +274,7 @@ mod tests {
                 port: 8000,
                 service: Some("shop/web".into()),
             }),
+            forgery: None,
         };
         assert_eq!(
             record.to_string(),
@@ -282,5 +300,17 @@ mod tests {
             "2026-11-21T13:26:57Z denied ingress ICMPv6 128/0 fd88::9 -> shop/web fd88::2: nothing \
              is known of the pod"
         );
+
+        record.reason = Reason::Forged;
+        record.direction = "egress".into();
+        let forgery = r#"{"what":"address","claimed":"fd88::9","pod":"lab/probe",
+            "port":"trm0123456789ab","mac":"0a:58:0a:58:00:04"}"#;
+        let record = record.of_forgery(serde_json::from_str(forgery).expect("a forgery"));
+        assert_eq!(
+            record.to_string(),
+            "2026-11-21T13:26:57Z denied egress ICMPv6 128/0 fd88::9 -> shop/web fd88::2: forged by \
+             lab/probe at trm0123456789ab: fd88::9 is not its address"
+        );
+        assert_eq!(record.pods(), [None, Some("shop/web"), Some("lab/probe")]);
     }
 }
