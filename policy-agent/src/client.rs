@@ -155,6 +155,9 @@ pub fn policies(client: &Client) -> anyhow::Result<ExitCode> {
                     println!("{} ({name} tier, priority {priority})", policy.policy);
                 }
             }
+            if policy.audit {
+                println!("  on audit: it denies nothing");
+            }
             for (direction, pods) in [
                 ("ingress", &policy.isolates_ingress),
                 ("egress", &policy.isolates_egress),

@@ -193,7 +193,7 @@ impl PolicyCompiler {
     /// The pods of this node to whose egress and ingress the ClusterNetworkPolicy's rules
     /// apply.
     pub fn selected_by(&self, policy: &str) -> [Vec<String>; 2] {
-        self.pods_with(|group| group.tiers().any(|tier| tier.contains(policy)))
+        self.pods_with(|group| group.tiers().any(|tier| tier.enforces(policy)))
     }
 
     fn pods_with(&self, is_meant: impl Fn(&GroupId) -> bool) -> [Vec<String>; 2] {

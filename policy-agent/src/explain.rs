@@ -5,6 +5,8 @@
 //! dumped tables are walked with exactly this packet ([`kernel`]). Where they disagree, that is
 //! the answer.
 
+pub mod answer;
+mod audit;
 pub mod describe;
 pub mod kernel;
 mod nearest;
@@ -16,7 +18,6 @@ use std::net::{IpAddr, SocketAddr};
 
 use dataplane::object::Ruleset;
 use proxy::{EndpointStatus, FrontendState, FrontendStatus};
-use serde::{Deserialize, Serialize};
 
 use crate::explain::describe::Described;
 use crate::explain::query::{Query, QueryError};
@@ -26,143 +27,12 @@ use crate::model::{NetworkPolicy, Pod};
 use crate::snapshot::Snapshot;
 use crate::verdict::{Cluster, ClusterRuleRef, Direction, Flow, Judgement, RuleRef};
 
+pub use crate::explain::answer::{
+    Connection, Decision, Explanation, NearMiss, Outcome, RuleText, ServiceStep, Side,
+};
 pub use crate::explain::kernel::KernelCheck;
 pub use crate::explain::resolve::about;
 pub(crate) use crate::explain::resolve::whose;
-
-/// The answer to a [`Query`].
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Explanation {
-    /// Who connects.
-    pub from: String,
-    /// To whom.
-    pub to: String,
-    /// The whole of it.
-    pub outcome: Outcome,
-    /// What there is to know before.
-    pub notes: Vec<String>,
-    /// Each way that the connection can go: by family, endpoint and, where no port was
-    /// asked for, by what rules treat alike.
-    pub connections: Vec<Connection>,
-}
-
-/// What all ways come to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Outcome {
-    /// All are allowed.
-    Allowed,
-    /// None is.
-    Denied,
-    /// Some are.
-    Partly,
-    /// The kernel does otherwise than it should.
-    Disagreement,
-}
-
-/// One way that a connection can go.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Connection {
-    /// Where it comes from.
-    pub source: IpAddr,
-    /// The Service that it is sent to.
-    pub service: Option<ServiceStep>,
-    /// Where it goes, after translation; `None` for a Service that has no endpoint.
-    pub destination: Option<IpAddr>,
-    /// Whose address that is.
-    pub to: Option<String>,
-    /// Protocol and port there.
-    pub ports: String,
-    /// Between whom it runs.
-    pub path: String,
-    /// Whether it comes about.
-    pub allowed: bool,
-    /// The source's side.
-    pub egress: Option<Side>,
-    /// The destination's side.
-    pub ingress: Option<Side>,
-    /// What the kernel does.
-    pub kernel: KernelCheck,
-}
-
-/// What a Service does with the connection.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ServiceStep {
-    /// `namespace/name`.
-    pub service: String,
-    /// Address, protocol and port.
-    pub frontend: String,
-    /// Which endpoints it goes to, or why to none.
-    pub how: String,
-    /// The slot of the endpoint.
-    pub slot: Option<u32>,
-    /// Among how many.
-    pub slots: usize,
-}
-
-/// What one end's policies say.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Side {
-    /// The pod, `namespace/name`; for a container that is no pod, its address.
-    pub pod: String,
-    /// What they say.
-    pub decision: Decision,
-    /// The rule that decides.
-    pub by: Option<RuleText>,
-    /// All policies that isolate the pod in this direction.
-    pub isolated_by: Vec<String>,
-    /// For a denial, the rule that came nearest to allowing it.
-    pub nearest: Option<NearMiss>,
-    /// Policies that are audited only.
-    pub audited: Vec<String>,
-    /// Whether they would deny it.
-    pub audit_would_deny: bool,
-    /// The node whose agent decides, where that is not this one.
-    pub decided_on: Option<String>,
-}
-
-/// What policies say of one side.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Decision {
-    /// No policy isolates it.
-    NotIsolated,
-    /// A rule allows it.
-    Allowed,
-    /// It is isolated and no rule allows it, or a rule denies it.
-    Denied,
-    /// The pod's object is not known: all is denied until it is.
-    Closed,
-    /// Its Namespace object is not known, on which ClusterNetworkPolicies hang: the same.
-    NoNamespace,
-}
-
-/// A rule.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct RuleText {
-    /// Its policy.
-    pub policy: String,
-    /// Its field: `spec.ingress[0]`.
-    pub field: String,
-    /// It in words.
-    pub text: String,
-}
-
-/// A rule that nearly matched.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct NearMiss {
-    /// The rule.
-    #[serde(flatten)]
-    pub rule: RuleText,
-    /// What of it did not match.
-    pub why: Vec<String>,
-}
 
 /// Explains what becomes of a connection. `live` is what the kernel holds, or why that is
 /// not known.
@@ -219,7 +89,7 @@ fn outcome(connections: &[Connection]) -> Outcome {
 struct Explainer<'a> {
     snapshot: &'a Snapshot,
     cluster: Cluster<'a>,
-    /// With all policies enforced, where some are audited.
+    /// With all NetworkPolicies enforced, where some are audited.
     audited: Option<Cluster<'a>>,
     live: Result<&'a Ruleset, &'a str>,
 }
@@ -440,9 +310,7 @@ impl Explainer<'_> {
             let node = pod.node.as_deref().unwrap_or("(not scheduled yet)");
             side.decided_on = Some(node.to_owned());
         }
-        side.audited = self.audited_policies(pod, direction);
-        side.audit_would_deny =
-            side.is_allowed() && audited.is_some_and(|judgement| !judgement.is_allowed());
+        self.audit(&mut side, (direction, flow, pod), audited);
         Some(side)
     }
 
@@ -469,38 +337,6 @@ impl Explainer<'_> {
             },
             why: near.why,
         })
-    }
-
-    fn audited_policies(&self, pod: &Pod, direction: Direction) -> Vec<String> {
-        let of_namespace = self.snapshot.index.policies_in(&pod.key.namespace);
-        let audited = of_namespace.filter(|policy| policy.audit).filter(|policy| {
-            let listed = match direction {
-                Direction::Ingress => policy.ingress.is_some(),
-                Direction::Egress => policy.egress.is_some(),
-            };
-            listed && policy.pod_selector.matches(&pod.labels)
-        });
-        audited.map(|policy| policy.key.to_string()).collect()
-    }
-}
-
-impl Side {
-    fn new(pod: String, decision: Decision) -> Self {
-        Self {
-            pod,
-            decision,
-            by: None,
-            isolated_by: Vec::new(),
-            nearest: None,
-            audited: Vec::new(),
-            audit_would_deny: false,
-            decided_on: None,
-        }
-    }
-
-    /// Whether this side lets the connection pass.
-    pub const fn is_allowed(&self) -> bool {
-        matches!(self.decision, Decision::NotIsolated | Decision::Allowed)
     }
 }
 

@@ -39,7 +39,7 @@ use replay::{Damage, Replay};
 
 /// To be raised with every change of what the model's types look like in JSON: an older
 /// file is not read then.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// The file, and the one that is to take its place.
 const NAME: &str = "objects";
 const NEW: &str = "objects.new";

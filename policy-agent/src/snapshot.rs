@@ -76,7 +76,7 @@ impl Snapshot {
         )
     }
 
-    /// The policies as they would be if none were only audited; `None` where none is.
+    /// The NetworkPolicies as they would be if none were only audited; `None` where none is.
     pub fn enforced(&self) -> Option<Vec<NetworkPolicy>> {
         let policies = || self.index.policies.values();
         policies().any(|policy| policy.audit).then(|| {

@@ -93,7 +93,7 @@ impl<'a> Writer<'a> {
                 Action::Pass => Verdict::Return,
             };
             let comment = format!("{} {}[{i}]", policy.name, self.direction.name());
-            self.takes_away = rule.action != Action::Accept;
+            self.takes_away = rule.action != Action::Accept && !policy.audit;
             // Its peers name their namespaces themselves.
             self.rule("", &rule.matches, &verdict, &comment);
         }

@@ -17,13 +17,14 @@ use proxy::model::{ObjectKey, Protocol};
 
 use super::PolicyCompiler;
 use crate::index::Index;
+use crate::model::cluster_policy::Tier;
 use crate::model::policy::{Peer, Peers, PortMatch, Ports, Rule};
 use crate::model::selector::Requirement;
 use crate::model::{
     self, ClusterNetworkPolicy, ContainerPort, LabelSelector, Labels, Namespace, NetworkPolicy,
     Pod, PodPhase,
 };
-use crate::verdict::{Cluster, Flow, Judgement, Transport};
+use crate::verdict::{self, Cluster, Flow, Judgement, Transport};
 
 const NODE: &str = "n1";
 const NAMESPACES: [&str; 3] = ["x", "y", "z"];
@@ -59,7 +60,10 @@ impl Node {
         let bridge = layout::ports::interface_key("cbr0");
         let member = dataplane::object::Element::member();
         desired.insert(&layout::INET, &layout::ports::PORTS_OF_POD, bridge, member);
-        let denials = Denials { log: true };
+        let denials = Denials {
+            log: true,
+            reject: false,
+        };
         denials::set(&mut desired, denials);
         let mut compiler = PolicyCompiler::new(NODE);
         compiler.set_denials(denials);
@@ -476,23 +480,43 @@ proptest! {
                 }
                 let is_known = cluster.owner(ip).is_some()
                     && !matches!(now, Judgement::Unknown { .. });
+                let side = match direction {
+                    policy::Direction::Egress => verdict::Direction::Egress,
+                    policy::Direction::Ingress => verdict::Direction::Ingress,
+                };
+                let refusing = cluster.would_refuse(side, &flow);
+                let of_tier = |tier| {
+                    let by = refusing.iter().filter(move |by| by.policy.tier == tier);
+                    by.map(move |by| (direction, true, Some(format!("{tier} {}", by.policy.name))))
+                };
+                wanted.extend(of_tier(Tier::Admin));
                 let is_denied = |side: &Judgement<'_>| matches!(side, Judgement::Denied { .. });
                 // The Baseline tier comes after the audit, and may deny.
                 if is_known && is_denied(then) && !is_denied(now) {
-                    wanted.push((direction, true, true));
+                    wanted.push((direction, true, Some("NetworkPolicies".to_owned())));
                 }
+                wanted.extend(of_tier(Tier::Baseline));
                 if !is_known || !now.is_allowed() {
-                    wanted.push((direction, is_known, false));
+                    wanted.push((direction, is_known, None));
                     break;
                 }
             }
+            let groups = node.compiler.groups();
             let logged: Vec<_> = node.forward(&flow).logged.iter().map(|prefix| {
+                let policies = groups.get(&**prefix).map(|group| group.policies.join(","));
                 match Origin::parse(prefix).expect("a prefix of ours") {
-                    Origin::Closed(direction) => (direction, false, false),
+                    Origin::Closed(direction) => (direction, false, None),
                     Origin::Group(direction, _) | Origin::Tier(direction, _) => {
-                        (direction, true, false)
+                        assert!(policies.is_some_and(|policies| !policies.is_empty()), "{prefix}");
+                        (direction, true, None)
                     }
-                    Origin::Audit(direction, _) => (direction, true, true),
+                    Origin::Audit(direction, _) if prefix.starts_with("audit-tier-") => {
+                        (direction, true, policies)
+                    }
+                    Origin::Audit(direction, _) => {
+                        (direction, true, Some("NetworkPolicies".to_owned()))
+                    }
+                    Origin::Forged => panic!("forwarded already"),
                 }
             }).collect();
             prop_assert_eq!(logged, wanted, "{:?}: {:?}, audited {:?}", flow, now, then);

@@ -249,11 +249,18 @@ fn an_audited_policy_is_named_and_denies_nothing() {
         "kind: NetworkPolicy, metadata: {",
         "kind: NetworkPolicy, metadata: {annotations: {trammel.io/audit: \"true\"}, ",
     );
+    let tier = r#"
+---
+{apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy, metadata: {name: try, annotations: {trammel.io/audit: "true"}}, spec: {tier: Baseline, priority: 1, subject: {namespaces: {}}, ingress: [{action: Deny, from: [{namespaces: {matchLabels: {team: lab}}}]}]}}
+"#;
+    let audited = audited + tier;
     let answer = ask(&mut node(&audited), "lab/probe", "shop/web:80").expect("an answer");
     assert_eq!(answer.outcome, Outcome::Allowed, "{answer}");
     let ingress = answer.connections[0].ingress.as_ref().expect("judged");
     assert_eq!(ingress.decision, Decision::NotIsolated);
-    assert_eq!(ingress.audited, ["shop/deny", "shop/web"]);
+    let all = ["shop/deny", "shop/web", "Baseline try"];
+    assert_eq!(ingress.audited, all);
+    assert_eq!(ingress.would_be_denied_by, all);
     assert!(ingress.audit_would_deny);
     assert!(
         matches!(answer.connections[0].kernel, KernelCheck::Agrees { .. }),

@@ -102,7 +102,7 @@ impl fmt::Display for Side {
             write!(
                 f,
                 "\n           on audit, would be denied by {}",
-                self.audited.join(", ")
+                self.would_be_denied_by.join(", ")
             )?;
         }
         match &self.decided_on {

@@ -31,6 +31,9 @@ pub struct ClusterNetworkPolicy {
     pub ingress: Vec<ClusterRule>,
     /// `spec.egress` in order.
     pub egress: Vec<ClusterRule>,
+    /// Annotation [`AUDIT`](super::policy::AUDIT): its rules decide nothing, and what they
+    /// would deny is told.
+    pub audit: bool,
     /// What of it could not be understood: field, value, what to do.
     pub problems: Vec<String>,
 }
@@ -89,6 +92,7 @@ impl ClusterNetworkPolicy {
             subject: PodSelection::everything(),
             ingress: deny_all.clone(),
             egress: deny_all,
+            audit: false,
             problems: vec![reason],
         }
     }

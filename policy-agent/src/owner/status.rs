@@ -121,6 +121,8 @@ pub struct PolicyStatus {
     /// Tier and priority of a ClusterNetworkPolicy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tier: Option<TierStatus>,
+    /// Whether it only tells what it would deny, and isolates nobody.
+    pub audit: bool,
     /// Pods of this node whose ingress it isolates, or is asked about.
     pub isolates_ingress: Vec<String>,
     /// Pods of this node whose egress it isolates, or is asked about.
@@ -288,6 +290,7 @@ impl<K: Kernel> Owner<K> {
                     name: policy.tier.to_string(),
                     priority: policy.priority,
                 }),
+                audit: policy.audit,
                 isolates_ingress: ingress,
                 isolates_egress: egress,
                 problems: policy.problems.clone(),
@@ -298,6 +301,7 @@ impl<K: Kernel> Owner<K> {
             PolicyStatus {
                 policy: policy.key.to_string(),
                 tier: None,
+                audit: policy.audit,
                 isolates_ingress: ingress,
                 isolates_egress: egress,
                 problems: policy.problems.clone(),

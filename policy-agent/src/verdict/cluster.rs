@@ -22,6 +22,32 @@ pub struct Cluster<'a> {
     node_addresses: BTreeSet<IpAddr>,
 }
 
+/// One side of a flow.
+pub(super) struct Side<'a, 'c> {
+    direction: Direction,
+    pub(super) pod: &'a Pod,
+    remote: Remote<'c>,
+    /// Addresses canonical.
+    flow: Flow,
+    /// The destination, where it is a pod.
+    ports_of: Option<&'a Pod>,
+}
+
+impl Side<'_, '_> {
+    /// Whether a rule of a policy in `namespace` matches.
+    pub(super) fn matches(&self, rule: &Rule, namespace: &str) -> bool {
+        rule_matches(rule, namespace, &self.remote, &self.flow, self.ports_of)
+    }
+}
+
+fn canonical(flow: &Flow) -> Flow {
+    Flow {
+        source: flow.source.to_canonical(),
+        destination: flow.destination.to_canonical(),
+        ..*flow
+    }
+}
+
 impl<'a> Cluster<'a> {
     /// The view of these objects. `pods` pairs every pod with the addresses that it
     /// claims; `node_addresses` are those of the node that judges.
@@ -86,24 +112,40 @@ impl<'a> Cluster<'a> {
 
     /// Judges a flow.
     pub fn judge(&self, flow: &Flow) -> Verdict<'a> {
-        let flow = Flow {
-            source: flow.source.to_canonical(),
-            destination: flow.destination.to_canonical(),
-            ..*flow
+        let judge = |direction| {
+            let side = self.side(direction, flow);
+            side.map_or(Judgement::Exempt, |side| self.judge_side(&side))
         };
-        let (source, destination) = (self.owner(flow.source), self.owner(flow.destination));
-        let path = self.path(&flow);
-        let egress = source.filter(|_| path.judges_egress());
-        let ingress = destination.filter(|_| path.judges_ingress());
         Verdict {
-            path,
-            egress: egress.map_or(Judgement::Exempt, |pod| {
-                self.judge_side(Direction::Egress, pod, destination, &flow)
-            }),
-            ingress: ingress.map_or(Judgement::Exempt, |pod| {
-                self.judge_side(Direction::Ingress, pod, source, &flow)
-            }),
+            path: self.path(&canonical(flow)),
+            egress: judge(Direction::Egress),
+            ingress: judge(Direction::Ingress),
         }
+    }
+
+    /// The pod that is judged in that direction with what it is judged by; `None` where
+    /// there is none.
+    pub(super) fn side(&self, direction: Direction, flow: &Flow) -> Option<Side<'a, '_>> {
+        let flow = canonical(flow);
+        let path = self.path(&flow);
+        let (source, destination) = (self.owner(flow.source), self.owner(flow.destination));
+        // Ports are the destination's: this pod's for ingress, the peer's for egress.
+        let (is_judged, pod, peer, address) = match direction {
+            Direction::Egress => (path.judges_egress(), source, destination, flow.destination),
+            Direction::Ingress => (path.judges_ingress(), destination, source, flow.source),
+        };
+        Some(Side {
+            direction,
+            pod: pod.filter(|_| is_judged)?,
+            remote: Remote {
+                address,
+                pod: peer,
+                namespace: peer.and_then(|peer| self.namespace(peer)),
+                nodes: self.nodes.get(&address).map_or(&[], Vec::as_slice),
+            },
+            flow,
+            ports_of: destination,
+        })
     }
 
     /// The policies that isolate `pod` in that direction, by name, each with its rules.
@@ -150,33 +192,12 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    /// Judges the side of `pod`; `peer` is the pod at the other end, if it is one.
-    fn judge_side(
-        &self,
-        direction: Direction,
-        pod: &'a Pod,
-        peer: Option<&'a Pod>,
-        flow: &Flow,
-    ) -> Judgement<'a> {
+    fn judge_side(&self, side: &Side<'a, '_>) -> Judgement<'a> {
+        let (direction, pod) = (side.direction, side.pod);
         if !self.knows_tiers_of(pod) {
             return Judgement::Unknown { pod: &pod.key };
         }
-        // Ports are the destination's: this pod's for ingress, the peer's for egress.
-        let (address, ports_of) = match direction {
-            Direction::Ingress => (flow.source, Some(pod)),
-            Direction::Egress => (flow.destination, peer),
-        };
-        let remote = Remote {
-            address,
-            pod: peer,
-            namespace: peer.and_then(|p| self.namespace(p)),
-            nodes: self.nodes.get(&address).map_or(&[], Vec::as_slice),
-        };
-        let tier = |tier| {
-            self.tier(tier, direction, pod, |rule| {
-                rule_matches(rule, "", &remote, flow, ports_of)
-            })
-        };
+        let tier = |tier| self.tier(tier, direction, pod, |rule| side.matches(rule, ""));
         if let Some(decided) = tier(Tier::Admin) {
             return decided;
         }
@@ -185,11 +206,11 @@ impl<'a> Cluster<'a> {
             let decided = tier(Tier::Baseline);
             return decided.unwrap_or(Judgement::NotIsolated { pod: &pod.key });
         }
-        if peer.is_some_and(|peer| peer.key == pod.key) {
+        if side.remote.pod.is_some_and(|peer| peer.key == pod.key) {
             return Judgement::Exempt;
         }
         let by = isolating.iter().find_map(|(policy, rules)| {
-            let allows = |rule| rule_matches(rule, &policy.key.namespace, &remote, flow, ports_of);
+            let allows = |rule| side.matches(rule, &policy.key.namespace);
             rules.iter().position(allows).map(|rule| RuleRef {
                 policy,
                 direction,

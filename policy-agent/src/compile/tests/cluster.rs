@@ -76,18 +76,22 @@ pub(super) fn cluster_policy() -> impl Strategy<Value = ClusterNetworkPolicy> {
         selection(),
         cluster_rules(false),
         cluster_rules(true),
+        prop::bool::weighted(0.25),
     )
-        .prop_map(|(number, tier, priority, subject, ingress, egress)| {
-            let name = format!("cnp{number}");
-            ClusterNetworkPolicy {
-                name,
-                uid: String::new(),
-                tier,
-                priority,
-                subject,
-                ingress,
-                egress,
-                problems: Vec::new(),
-            }
-        })
+        .prop_map(
+            |(number, tier, priority, subject, ingress, egress, audit)| {
+                let name = format!("cnp{number}");
+                ClusterNetworkPolicy {
+                    name,
+                    uid: String::new(),
+                    tier,
+                    priority,
+                    subject,
+                    ingress,
+                    egress,
+                    audit,
+                    problems: Vec::new(),
+                }
+            },
+        )
 }

@@ -13,7 +13,7 @@ mod object;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector as MetaSelector;
 use proxy::model::Protocol;
 
-use super::network_policy::{Problems, parse_prefix, parse_selector};
+use super::network_policy::{Problems, audit, parse_prefix, parse_selector};
 use super::{Convert, ConvertError, is_port_name, object_key, port};
 use crate::event::{Kind, Object};
 use crate::model::LabelSelector;
@@ -43,6 +43,7 @@ impl Convert for ClusterNetworkPolicy {
     fn convert(mut self) -> Result<Option<Object>, ConvertError> {
         let name = object_key(Self::KIND, &self.metadata)?.name;
         let mut problems = Problems::default();
+        let audit = audit(self.metadata.annotations.as_ref(), &mut problems);
         let place = problems.note(self.spec.place());
         let (subject, is_subject_known) = self.spec.subject.selection(&mut problems);
         let may_give = place.is_some() && is_subject_known;
@@ -65,6 +66,7 @@ impl Convert for ClusterNetworkPolicy {
             subject,
             ingress,
             egress,
+            audit,
             problems: problems.problems,
         })))
     }

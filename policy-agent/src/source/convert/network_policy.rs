@@ -175,7 +175,10 @@ impl Problems {
 }
 
 /// A value that is neither is a mistake, and the policy is enforced.
-fn audit(annotations: Option<&BTreeMap<String, String>>, problems: &mut Problems) -> bool {
+pub(super) fn audit(
+    annotations: Option<&BTreeMap<String, String>>,
+    problems: &mut Problems,
+) -> bool {
     match annotations
         .and_then(|all| all.get(AUDIT))
         .map(String::as_str)

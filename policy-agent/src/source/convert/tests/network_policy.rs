@@ -1,6 +1,7 @@
 use k8s_openapi::api::networking::v1 as networking;
 use serde_json::{Value, json};
 
+use super::super::ClusterNetworkPolicy;
 use super::convert;
 use crate::event::Object;
 use crate::model::policy::{NetworkPolicy, Peer, Peers, PortMatch, Ports, Rule};
@@ -279,13 +280,27 @@ fn a_pod_selector_that_is_wrong_selects_the_whole_namespace() {
 
 #[test]
 fn the_audit_annotation_is_true_or_false_and_a_mistake_enforces() {
+    let of_cluster = |annotations: &Value| {
+        let manifest = json!({
+            "metadata": {"name": "p", "annotations": annotations},
+            "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}},
+        });
+        match convert::<ClusterNetworkPolicy>(manifest) {
+            Ok(Some(Object::ClusterNetworkPolicy(policy))) => (policy.audit, policy.problems),
+            other => panic!("{other:?}"),
+        }
+    };
     let audited = |annotations: Value| {
+        let of_cluster = of_cluster(&annotations);
         let manifest = json!({
             "metadata": {"name": "p", "namespace": "x", "annotations": annotations},
             "spec": {"podSelector": {}},
         });
         match convert::<networking::NetworkPolicy>(manifest) {
-            Ok(Some(Object::NetworkPolicy(policy))) => (policy.audit, policy.problems),
+            Ok(Some(Object::NetworkPolicy(policy))) => {
+                assert_eq!((policy.audit, policy.problems.clone()), of_cluster);
+                (policy.audit, policy.problems)
+            }
             other => panic!("{other:?}"),
         }
     };
