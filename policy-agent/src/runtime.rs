@@ -155,6 +155,8 @@ struct Runtime<K> {
     complaints: BTreeMap<&'static str, Vec<Complaint>>,
     /// When to fall back on the objects of an earlier run.
     fall_back: Option<Instant>,
+    /// When what the kernel refuses is to be tried again, if there is something.
+    refused: Option<Instant>,
 }
 
 /// Where the servers beside the owner read what they are to do.
@@ -215,6 +217,7 @@ pub fn start<K: Kernel + Send + 'static>(
         outlets,
         complaints: BTreeMap::new(),
         fall_back: Some(Instant::now() + SILENCE),
+        refused: None,
     };
     let thread = std::thread::Builder::new()
         .name("owner".into())
@@ -228,6 +231,9 @@ impl<K: Kernel> Runtime<K> {
         let mut next_check = Instant::now() + CHECK;
         loop {
             self.fall_back_if_due();
+            if self.refused.take_if(|due| *due <= Instant::now()).is_some() {
+                self.owner.try_refused_again();
+            }
             self.sync_if_due();
             self.answer_waiters();
             if Instant::now() >= next_check {
@@ -243,6 +249,7 @@ impl<K: Kernel> Runtime<K> {
             let mut wake = next_check.min(self.sync_due().unwrap_or(next_check));
             wake = wake.min(self.review.unwrap_or(wake));
             wake = wake.min(self.fall_back.unwrap_or(wake));
+            wake = wake.min(self.refused.unwrap_or(wake));
             wake = self
                 .waiters
                 .iter()
@@ -431,6 +438,8 @@ impl<K: Kernel> Runtime<K> {
                         tracing::info!("the kernel holds the desired state again");
                     }
                     self.retry = None;
+                    let again = || Instant::now() + self.periods.retry;
+                    self.refused = self.owner.has_refused().then(again);
                     let summary = self.owner.summary();
                     tracing::debug!(
                         seconds = summary.last_sync_seconds,

@@ -28,8 +28,7 @@ impl<K: Kernel> Owner<K> {
                 about,
                 reason: "KernelRefused",
                 message: format!(
-                    "{object} is left out, the kernel refuses it: {reason}; it is tried again \
-                     with the next change"
+                    "{object} is left out, the kernel refuses it: {reason}; it is tried again"
                 ),
             };
             if owners.is_empty() {

@@ -12,7 +12,7 @@ use dataplane::transaction::{Operation, Transaction};
 
 use super::Owner;
 use super::flows::lane_of;
-use super::refused::RefusedObjects;
+use super::refused::{RefusedObjects, opens_the_node};
 use crate::event::Kind;
 
 /// Elements of one commit: 30,000 hold the netfilter lock for 0.1 s, and other users of
@@ -66,6 +66,8 @@ pub(super) struct Progress {
     unknown: bool,
     /// The tables were there before the first sync of this process.
     adopting: bool,
+    /// Generation of the policies as of the last commit.
+    enforced: Option<u16>,
 }
 
 impl Progress {
@@ -109,6 +111,9 @@ impl<K: Kernel> Owner<K> {
     }
 
     /// Commits what is not applied.
+    ///
+    /// Between the parts of a large transaction a flow may be judged by the old rules and get
+    /// the new generation for it, so after the last part a new one begins.
     pub(super) fn commit(&mut self) -> Result<(), SyncError> {
         if self.progress.unknown {
             self.look()?;
@@ -121,11 +126,18 @@ impl<K: Kernel> Owner<K> {
         self.progress.last_operations = 0;
         let mut last = Vec::new();
         for _ in 0..ROUNDS {
+            if self.narrowed {
+                self.raise_generation()?;
+            }
             let transaction = self.desired.transaction();
             match self.commit_chunks(transaction) {
-                Ok(()) => {
+                Ok(chunks) => {
                     self.desired.committed();
-                    return Ok(());
+                    let before = self.progress.enforced.replace(self.generation);
+                    if chunks < 2 || before == Some(self.generation) {
+                        return Ok(());
+                    }
+                    self.narrowed = true;
                 }
                 Err((transaction, CommitError::Rejected(rejections))) => {
                     last.clone_from(&rejections);
@@ -148,12 +160,14 @@ impl<K: Kernel> Owner<K> {
         Err(SyncError::Commit(CommitError::Rejected(last)))
     }
 
+    /// Returns the number of commits.
     fn commit_chunks(
         &mut self,
         transaction: Transaction,
-    ) -> Result<(), (Transaction, CommitError)> {
+    ) -> Result<usize, (Transaction, CommitError)> {
         let chunks = transaction.chunks(CHUNK);
         let several = chunks.len() > 1;
+        let mut commits = 0;
         for chunk in chunks {
             if chunk.is_empty() {
                 continue;
@@ -164,15 +178,17 @@ impl<K: Kernel> Owner<K> {
                 if several {
                     // Earlier chunks are in: what is not is found out by a dump.
                     self.look_again();
+                    self.narrowed |= commits > 0;
                 }
                 return Err((chunk, error));
             }
+            commits += 1;
             self.progress.has_committed();
             self.progress.last_operations += count;
             self.forget_flows(&chunk);
             self.note_affinity(&chunk);
         }
-        Ok(())
+        Ok(commits)
     }
 
     /// Takes what the kernel holds as what is applied.
@@ -193,7 +209,7 @@ impl<K: Kernel> Owner<K> {
     }
 
     /// Leaves out of the desired state what the kernel refuses, so that the rest goes
-    /// through. A chain of policies that is refused denies.
+    /// through, see [`super::refused`].
     fn take_out(
         &mut self,
         transaction: &Transaction,
@@ -207,6 +223,10 @@ impl<K: Kernel> Owner<K> {
             let (desired, refused) = (&mut self.desired, &mut self.progress.refused);
             let reason = rejection.to_string();
             match operation {
+                Some(operation) if opens_the_node(desired, operation) => {
+                    self.look_again();
+                    return Err(SyncError::Commit(CommitError::Rejected(rejections)));
+                }
                 Some(Operation::AddElements {
                     table,
                     set,

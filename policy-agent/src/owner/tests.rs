@@ -2,6 +2,7 @@
 //! others do not do as it wants.
 
 mod adoption;
+mod closed;
 mod cold_start;
 mod drift;
 mod endpoints;

@@ -9,6 +9,7 @@ use proxy::model::{
 };
 
 use crate::event::Object;
+use crate::model::cluster_policy::{Action, ClusterNetworkPolicy, ClusterRule, PodSelection, Tier};
 use crate::model::policy::{Peer, Peers, Ports, Rule};
 use crate::model::selector::Requirement;
 use crate::model::{LabelSelector, Labels, Namespace, NetworkPolicy, Node, Pod, PodPhase};
@@ -174,6 +175,36 @@ pub(super) fn allow(name: &str, selected: &str, from: &str) -> Object {
         ports: Ports::Any,
     };
     ingress(name, selected, vec![rule])
+}
+
+/// Denies pods with the label `selected` ingress from those with the label `from`, of any
+/// namespace.
+pub(super) fn quarantine(name: &str, selected: &str, from: &str) -> Object {
+    let peer = Peer::Pods {
+        namespaces: Some(LabelSelector::everything()),
+        pods: app(from),
+    };
+    Object::ClusterNetworkPolicy(ClusterNetworkPolicy {
+        name: name.into(),
+        uid: String::new(),
+        tier: Tier::Admin,
+        priority: 0,
+        subject: PodSelection {
+            namespaces: LabelSelector::everything(),
+            pods: app(selected),
+        },
+        ingress: vec![ClusterRule {
+            name: String::new(),
+            action: Action::Deny,
+            matches: Rule {
+                peers: Peers::Of(vec![peer]),
+                ports: Ports::Any,
+            },
+        }],
+        egress: Vec::new(),
+        audit: false,
+        problems: Vec::new(),
+    })
 }
 
 /// An attachment of the container, of a pod with the UID that [`pod`] gives it.

@@ -5,14 +5,17 @@ use dataplane::attachment::AttachmentKey;
 use dataplane::layout;
 use dataplane::object::Ruleset;
 use proptest::prelude::*;
-use proxy::model::{ObjectKey, TrafficPolicy};
+use proxy::model::{ObjectKey, Protocol, TrafficPolicy};
 
 use super::harness::{Failure, Node, Scripted, World};
 use super::objects::{
-    allow, attachment, deny, endpoint, ip, model_pod, model_service, namespace, node, slice,
+    allow, attachment, deny, endpoint, ip, model_pod, model_service, namespace, node, quarantine,
+    slice,
 };
 use crate::event::{Event, Kind, Object};
 use crate::model::PodPhase;
+use crate::snapshot::About;
+use crate::verdict::{Flow, Transport};
 
 const NAMESPACES: [&str; 2] = ["x", "y"];
 const APPS: [&str; 3] = ["a", "b", "c"];
@@ -115,6 +118,8 @@ fn object() -> impl Strategy<Value = Object> {
                 None => deny(&name, selected),
             }
         }),
+        1 => (0..2, app(), app())
+            .prop_map(|(number, selected, from)| quarantine(&format!("c{number}"), selected, from)),
     ]
 }
 
@@ -197,6 +202,29 @@ fn take(step: Step, world: &mut World, node: &mut Node) {
     }
 }
 
+/// Nothing passes that policies forbid.
+fn assert_closed(node: &mut Node) {
+    let snapshot = node.owner.snapshot(&About::default());
+    let cluster = snapshot.cluster();
+    let pods = (2..8).chain(20..24).map(|host| format!("10.88.0.{host}"));
+    let addresses: Vec<_> = pods.chain(["192.0.2.1".into()]).collect();
+    for source in &addresses {
+        for destination in &addresses {
+            let flow = Flow {
+                source: ip(source),
+                destination: ip(destination),
+                transport: Transport::Port(Protocol::Tcp, 80),
+            };
+            let verdict = cluster.judge(&flow);
+            assert!(
+                verdict.is_allowed() || !node.passes(source, destination, 80),
+                "{source} to {destination} passes: {verdict}, {:?}",
+                node.problems()
+            );
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
 
@@ -235,5 +263,23 @@ proptest! {
         };
         prop_assert_eq!(programmed(&node), programmed(&fresh));
         prop_assert_eq!(node.ruleset().tables.len(), layout::tables().len());
+    }
+
+    /// netpol.md 66, 69: not even for want of what the kernel has refused.
+    #[test]
+    fn nothing_forbidden_passes_after_any_sync(steps in prop::collection::vec(step(), 1..60)) {
+        let mut world = World::default();
+        let mut node = Node::on(Scripted::default(), false);
+        node.list(&world);
+        for step in steps {
+            if matches!(step, Step::Tamper(_)) {
+                continue;
+            }
+            let is_sync = matches!(step, Step::Sync);
+            take(step, &mut world, &mut node);
+            if is_sync && node.owner.is_synced() {
+                assert_closed(&mut node);
+            }
+        }
     }
 }
