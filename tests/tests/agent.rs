@@ -312,6 +312,7 @@ fn a_bad_manifest_concerns_only_itself() -> Result<()> {
     Ok(())
 }
 
+/// netpol.md 95.
 #[test]
 fn cleanup_removes_its_own_tables_and_no_others() -> Result<()> {
     require_root!();

@@ -2,11 +2,12 @@
 //!
 //! `netpol-cases` holds 230 cases with, for each step, the objects and what has
 //! to come of every connection among nine pods. The folder is looked for at
-//! `TRAMMEL_SHARED`, by default beside this tree. Every tenth case is tried, all
-//! of them with `TRAMMEL_CASES=all`. Left out are SCTP, which the kernel may not
+//! `TRAMMEL_SHARED`, by default beside this tree. Every tenth case is tried, by Services every
+//! twentieth, all of them with `TRAMMEL_CASES=all`. Left out are SCTP, which the kernel may not
 //! offer as a socket, and connections of a pod to itself, which never leave it.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -31,6 +32,17 @@ const NAMESPACES: [&str; 3] = ["x", "y", "z"];
 const NAMES: [&str; 3] = ["a", "b", "c"];
 /// Their addresses in the cases begin with these and end with a number from 10 on.
 const ADDRESSES: [&str; 2] = ["10.244.1.", "fd00:10:244::"];
+/// The addresses of their Services, with the same number.
+const SERVICES: [&str; 2] = ["10.96.1.", "fd96::1:"];
+
+/// By which address a pod is reached.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Via {
+    /// Its own.
+    Pod,
+    /// That of a Service which has it as its only endpoint.
+    ClusterIp,
+}
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -83,7 +95,15 @@ fn cases_of_others_come_out_as_their_tables_say() -> Result<()> {
     require_root!();
     let node = Node::new()?;
     node.outside.ip("route add 10.244.1.0/24 via 192.0.2.2")?;
-    run(std::slice::from_ref(&node))
+    run(std::slice::from_ref(&node), Via::Pod)
+}
+
+/// netpol.md 3.
+#[test]
+fn cases_of_others_come_out_the_same_by_cluster_ips() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    run(std::slice::from_ref(&node), Via::ClusterIp)
 }
 
 /// netpol.md 4: every other pod is on another node, which judges for itself.
@@ -98,12 +118,12 @@ fn cases_of_others_come_out_the_same_on_two_nodes() -> Result<()> {
             here.netns.ip(&format!("route add {ip} via {via}"))?;
         }
     }
-    run(&nodes)
+    run(&nodes, Via::Pod)
 }
 
 /// Tries the cases with the pods spread over these nodes, which read the manifests of the
 /// first.
-fn run(nodes: &[Node]) -> Result<()> {
+fn run(nodes: &[Node], via: Via) -> Result<()> {
     let Some(folder) = folder() else {
         privilege::skip("netpol-cases is not there: set TRAMMEL_SHARED to the folder that has it");
         return Ok(());
@@ -121,11 +141,15 @@ fn run(nodes: &[Node]) -> Result<()> {
 
     let mut tried = 0;
     for (family, file) in FILES {
-        for case in select(read(&folder.join(file))?) {
+        for case in select(read(&folder.join(file))?, via) {
             for (number, step) in case.steps.iter().enumerate() {
-                nodes[0].manifests.write("case", &step.manifests(nodes))?;
+                let mut manifests = step.manifests(nodes);
+                if via == Via::ClusterIp {
+                    manifests.extend(services(nodes));
+                }
+                nodes[0].manifests.write("case", &manifests)?;
                 agents.iter().try_for_each(Agent::wait)?;
-                let cells = step.cells(&pods, family);
+                let cells = step.cells(&pods, family, via);
                 tried += cells.len();
                 matrix::verify(&sources, &cells).with_context(|| {
                     let Case {
@@ -136,7 +160,7 @@ fn run(nodes: &[Node]) -> Result<()> {
             }
         }
     }
-    assert!(tried > 10_000, "only {tried} connections were tried");
+    assert!(tried > 5_000, "only {tried} connections were tried");
     Ok(())
 }
 
@@ -153,14 +177,19 @@ fn read(path: &Path) -> Result<Vec<Case>> {
     serde_json::from_str(&text).with_context(|| path.display().to_string())
 }
 
-/// The cases to try: those that do without pods beyond the nine.
-fn select(cases: Vec<Case>) -> impl Iterator<Item = Case> {
+/// The cases to try: those that do without pods beyond the nine; others by Services than by
+/// pods' addresses.
+fn select(cases: Vec<Case>, via: Via) -> impl Iterator<Item = Case> {
+    let (nth, of) = match via {
+        Via::Pod => (0, 10),
+        Via::ClusterIp => (5, 20),
+    };
     let all = std::env::var_os("TRAMMEL_CASES").is_some_and(|value| value == "all");
     cases
         .into_iter()
         .filter(|case| case.steps.iter().all(|step| step.pods.len() == 9))
         .enumerate()
-        .filter(move |(number, _)| all || number % 10 == 0)
+        .filter(move |(number, _)| all || number % of == nth)
         .map(|(_, case)| case)
 }
 
@@ -183,6 +212,48 @@ fn nine_pods(nodes: &[Node]) -> Result<BTreeMap<String, Pod<'_>>> {
 /// Those of the pod of that number.
 fn addresses(index: usize) -> [String; 2] {
     ADDRESSES.map(|prefix| format!("{prefix}{}", 10 + index))
+}
+
+/// Those of its Service.
+fn service_addresses(index: usize) -> [String; 2] {
+    SERVICES.map(|prefix| format!("{prefix}{}", 10 + index))
+}
+
+/// A Service of the same name for each pod. The labels of pods change, so the endpoints are
+/// given.
+fn services(nodes: &[Node]) -> Vec<Value> {
+    let mut all = Vec::new();
+    for (index, key) in keys().enumerate() {
+        let ips = service_addresses(index);
+        let ips = ips.each_ref().map(String::as_str);
+        let ports = [(80, 80), (81, 81)];
+        let service = objects::service(&key, ips, &json!({}), &ports);
+        let node = &nodes[index % nodes.len()].name;
+        let of_ports = service["spec"]["ports"].as_array().into_iter().flatten();
+        let of_ports: Vec<_> = of_ports
+            .map(|port| {
+                json!({"name": port["name"], "port": port["port"], "protocol": port["protocol"]})
+            })
+            .collect();
+        let metadata = &service["metadata"];
+        let name = metadata["name"].as_str().expect("a name").to_owned();
+        for (ip, of) in addresses(index).into_iter().zip(["IPv4", "IPv6"]) {
+            all.push(json!({
+                "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+                "metadata": {
+                    "namespace": metadata["namespace"],
+                    "name": format!("{name}-{}", of.to_lowercase()),
+                    "labels": {"kubernetes.io/service-name": name},
+                },
+                "addressType": of,
+                "endpoints": [
+                    {"addresses": [ip], "nodeName": node, "conditions": {"ready": true}}],
+                "ports": of_ports,
+            }));
+        }
+        all.push(service);
+    }
+    all
 }
 
 fn keys() -> impl Iterator<Item = String> {
@@ -211,7 +282,15 @@ impl Step {
             .collect()
     }
 
-    fn cells(&self, pods: &BTreeMap<String, Pod<'_>>, family: Family) -> Vec<Cell> {
+    fn cells(&self, pods: &BTreeMap<String, Pod<'_>>, family: Family, via: Via) -> Vec<Cell> {
+        let target = |row: &Row| match via {
+            Via::Pod => pods[&row.to].at(family, row.port),
+            Via::ClusterIp => {
+                let index = keys().position(|of| of == row.to).expect("one of the nine");
+                let ips = service_addresses(index);
+                SocketAddr::new(family.pick(ips.each_ref().map(String::as_str)), row.port)
+            }
+        };
         let of_row = |row: &Row| {
             let protocol = match row.protocol.as_str() {
                 "TCP" => Protocol::Tcp,
@@ -222,7 +301,7 @@ impl Step {
                 from: row.from.clone(),
                 to: row.to.clone(),
                 protocol,
-                target: pods[&row.to].at(family, row.port),
+                target: target(row),
                 expect: Expect::answered(row.allowed == "allowed"),
             })
         };

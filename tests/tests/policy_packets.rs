@@ -1,6 +1,6 @@
 //! NetworkPolicy and packets that are no plain connection: ICMP, fragments, SCTP, odd flags.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -296,6 +296,83 @@ fn odd_tcp_packets_open_no_way_past_the_policy() -> Result<()> {
     )?;
     scene.apply(&[deny_all("shop")])?;
     stream.wait_for_cut()?;
+    Ok(())
+}
+
+/// A raw socket that is given whole IPv4 packets.
+fn with_header() -> std::io::Result<Socket> {
+    let socket = raw(TCP)?;
+    socket.set_header_included_v4(true)?;
+    Ok(socket)
+}
+
+/// An IPv4 packet; `fragment` is flags and offset. The kernel writes length and checksum.
+fn ipv4(ends: [Ipv4Addr; 2], protocol: u8, options: &[u8], fragment: u16, data: &[u8]) -> Vec<u8> {
+    let words = u8::try_from(5 + options.len() / 4).expect("a short header");
+    let mut packet = vec![0x40 | words, 0, 0, 0, 0x12, 0x34];
+    packet.extend(fragment.to_be_bytes());
+    packet.extend([64, protocol, 0, 0]);
+    packet.extend(ends.into_iter().flat_map(|end| end.octets()));
+    packet.extend(options);
+    packet.extend(data);
+    packet
+}
+
+/// netpol.md 76: options in the header do not hide where the ports are, and a first fragment
+/// that ends before the flags does not hide that it begins a flow.
+#[test]
+fn options_and_tiny_fragments_hide_nothing_from_the_policy() -> Result<()> {
+    require_root!();
+    const MORE: u16 = 0x2000;
+    let node = Node::new()?;
+    let rule = json!({"ports": [{"port": 80}, {"port": 80, "protocol": "UDP"}]});
+    let scene = Scene::start(&node, &pods(), &[ingress(&rule)])?;
+    let (probe, web) = (scene.pod("lab/probe"), scene.pod("shop/web"));
+    let (IpAddr::V4(source), IpAddr::V4(target)) = (probe.ip(Family::V4), web.ip(Family::V4))
+    else {
+        unreachable!("asked for IPv4")
+    };
+    let send = |packets: Vec<Vec<u8>>| {
+        probe.netns.enter(move || -> Result<()> {
+            let socket = with_header()?;
+            for packet in packets {
+                socket.send_to(&packet, &SocketAddr::new(target.into(), 0).into())?;
+            }
+            Ok(())
+        })?
+    };
+    let ends = [source, target];
+
+    // No operation four times; a record of the route.
+    let options = [&[1, 1, 1, 1][..], &[7, 7, 4, 0, 0, 0, 0, 0]];
+    for port in [81u16, 80] {
+        let mut datagram = 40_002u16.to_be_bytes().to_vec();
+        datagram.extend(port.to_be_bytes());
+        datagram.extend([0, 9, 0, 0, b'x']);
+        send(options.map(|o| ipv4(ends, 17, o, 0, &datagram)).into())?;
+    }
+    let seen_on = |port: u16| {
+        let seen = scene.servers["shop/web"].seen();
+        seen.iter().filter(|seen| seen.port == port).count()
+    };
+    eventually(Duration::from_secs(10), || {
+        anyhow::ensure!(seen_on(80) == 2, "{} of 2 arrived", seen_on(80));
+        Ok(())
+    })?;
+    assert_eq!(seen_on(81), 0, "options");
+
+    let arrivals = web.netns.enter(|| raw(TCP))??;
+    for (port, arrives) in [(81u16, false), (80, true)] {
+        let mut syn = 40_003u16.to_be_bytes().to_vec();
+        syn.extend(port.to_be_bytes());
+        syn.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, SYN, 0xff, 0xff, 0, 0, 0, 0]);
+        let sum = tcp_checksum(source.octets(), target.octets(), &syn);
+        syn[16..18].copy_from_slice(&sum.to_be_bytes());
+        let parts = [(&syn[..8], MORE), (&syn[8..16], MORE | 1), (&syn[16..], 2)];
+        let parts = parts.map(|(part, fragment)| ipv4(ends, 6, &[], fragment, part));
+        send(parts.into())?;
+        assert_eq!(receives(&arrivals), arrives, "fragments to {port}");
+    }
     Ok(())
 }
 

@@ -217,7 +217,7 @@ fn settings_of_connection_tracking_are_those_of_kube_proxy() -> Result<()> {
     Ok(())
 }
 
-/// services.md 52, 53, 70.
+/// services.md 52, 53, 70; netpol.md 68.
 #[test]
 fn tables_of_others_are_reported_and_those_of_kube_proxy_removed_on_demand() -> Result<()> {
     require_root!();
