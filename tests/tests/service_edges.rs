@@ -250,7 +250,8 @@ fn marks_of_other_programs_are_as_they_set_them() -> Result<()> {
     Ok(())
 }
 
-/// services.md 69: with something of every kind; what it prints is what there is.
+/// services.md 69: with something of every kind; what it prints is what there is. Of the `nft`
+/// of this machine; the newest is none of Debian 12's packages.
 #[test]
 fn nft_lists_a_node_in_use() -> Result<()> {
     require_root!();

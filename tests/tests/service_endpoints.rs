@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use tests::node::{NODE_IPS, NODE_NAME, Node, OUTSIDE_IPS};
+use tests::node::{GATEWAYS, NODE_IPS, NODE_NAME, Node, OUTSIDE_IPS};
 use tests::objects;
 use tests::pod::Family;
 use tests::require_root;
-use tests::scene::{OUTSIDE, Scene};
+use tests::scene::{NODE, OUTSIDE, Scene};
 use tests::traffic::{Outcome, PATIENT, Protocol, Server, Stream, ask};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
@@ -19,8 +19,8 @@ const CLIENT: &str = "shop/client";
 const ENDPOINTS: [&str; 2] = ["shop/web-0", "shop/web-1"];
 /// How long is waited for an answer that is not to come.
 const SHORT: Duration = Duration::from_millis(400);
-/// Connections of one look: of two endpoints one is missed in 1 of 8 million.
-const LOOKS: u16 = 24;
+/// Connections of one look: of two endpoints one is missed in 1 of 2 billion.
+const LOOKS: u16 = 32;
 
 fn pods() -> Vec<(&'static str, Value)> {
     let mut pods: Vec<_> = ENDPOINTS.map(|key| (key, json!({"app": "web"}))).into();
@@ -226,6 +226,59 @@ fn a_service_that_becomes_another_proxys_or_a_name_is_not_served_until_it_is_bac
         }
         let listed = scene.agent.verb(&["services"])?;
         ensure!(!listed.contains("shop/web"), "{listed}");
+    }
+    Ok(())
+}
+
+/// services.md 25.
+#[test]
+fn the_internal_policy_local_leads_to_this_node_or_nowhere() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let scene = Scene::start(&node, &pods(), &[web()])?;
+    let on = |name: &str| json!({"nodeName": name});
+    let [first, _] = ENDPOINTS;
+    for (said, expected) in [
+        ([on(NODE_NAME), on("n2")], Some(first)),
+        ([on("n2"), on("n2")], None),
+    ] {
+        let mut service = web();
+        service["spec"]["internalTrafficPolicy"] = "Local".into();
+        let mut objects = of_pods(&scene, said.clone());
+        objects.push(service);
+        scene.apply(&objects)?;
+        for family in Family::ALL {
+            for source in [CLIENT, NODE] {
+                for _ in 0..8 {
+                    let limit = if expected.is_some() { PATIENT } else { SHORT };
+                    let outcome = scene.ask_for(source, Protocol::Tcp, at(family), limit)?;
+                    ensure!(outcome.server() == expected, "{source} {said:?}: {outcome}");
+                    // Endpoints are there, and may come here.
+                    ensure!(outcome != Outcome::Refused, "{source} {said:?}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// services.md 7: pods see each other without it (5).
+#[test]
+fn all_that_goes_through_a_service_comes_from_the_node_on_demand() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let scene = Scene::start_with(&node, &pods(), &[web()], &["--masquerade-all"])?;
+    serve(&scene, [ready(), ready()])?;
+    for family in Family::ALL {
+        let outcome = scene.ask(CLIENT, Protocol::Tcp, at(family))?;
+        let Outcome::Answered { peer, .. } = &outcome else {
+            panic!("{family}: {outcome}")
+        };
+        assert_eq!(
+            peer.ip(),
+            family.pick(GATEWAYS),
+            "the node's, on the bridge"
+        );
     }
     Ok(())
 }

@@ -129,6 +129,66 @@ fn the_loser_of_a_contested_address_gets_an_event_and_a_bad_object_too() -> Resu
     Ok(())
 }
 
+/// A scheduler that no rule can be, and a weight that is none: of the Service, as its endpoint
+/// has no weight but for its scheduler.
+#[test]
+fn schedulers_and_weights_that_cannot_be_served_get_events() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let scheduled = |name: &str, ip: &str, scheduler: &str| {
+        let mut service = service(name, "2026-01-01T00:00:00Z");
+        service["metadata"]["annotations"] = json!({"trammel.io/scheduler": scheduler});
+        service["spec"]["clusterIP"] = ip.into();
+        service["spec"]["clusterIPs"] = json!([ip]);
+        service["spec"]["ipFamilies"] = json!(["IPv4"]);
+        service["spec"]["ipFamilyPolicy"] = "SingleStack".into();
+        service
+    };
+    let weighing = |weight: &str| {
+        let mut pod = objects::pod("shop/web-0", &json!({"app": "web"}), &[80]);
+        pod["metadata"]["annotations"] = json!({"trammel.io/weight": weight});
+        pod
+    };
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"namespace": "shop", "name": "weighted-1",
+            "labels": {"kubernetes.io/service-name": "weighted"}},
+        "endpoints": [{"addresses": ["10.99.0.1"], "conditions": {"ready": true},
+            "targetRef": {"kind": "Pod", "namespace": "shop", "name": "web-0"}}],
+        "ports": [{"name": "tcp-80", "port": 80, "protocol": "TCP"}],
+    });
+    let cluster = Cluster::start(
+        &node,
+        &[
+            objects::namespace("shop", &json!({})),
+            scheduled("least", "10.96.0.11", "lc"),
+            scheduled("weighted", "10.96.0.12", "wrr"),
+            slice,
+            weighing("heavy"),
+        ],
+    )?;
+    for (name, texts) in [
+        ("least", ["\"lc\"", "use random, rr, wrr, sh or mh"]),
+        ("weighted", ["10.99.0.1:80", "trammel.io/weight: \"heavy\""]),
+    ] {
+        let event = cluster.event(name)?;
+        assert_eq!(event["reason"], "ServiceNotServed", "{event:#}");
+        let note = event["note"].as_str().unwrap_or_default();
+        for text in texts {
+            ensure!(note.contains(text), "{text}: {note}");
+        }
+    }
+    cluster.api.put(&weighing("7"))?;
+    eventually(LIMIT, || {
+        let status = agent::verb(&node, &["status"])?.stdout;
+        ensure!(!status.contains("shop/weighted"), "{status}");
+        let services = agent::verb(&node, &["services"])?.stdout;
+        ensure!(services.contains("ready weight 7"), "{services}");
+        Ok(())
+    })?;
+    Ok(())
+}
+
 /// What is wrong with a policy is told as an Event of it, whatever is wrong.
 #[test]
 fn policies_that_are_not_carried_out_as_written_get_events() -> Result<()> {

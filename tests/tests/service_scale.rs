@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tests::agent::Agent;
 use tests::inspect::{fingerprint, nft, ruleset};
 use tests::matrix::LIMIT;
-use tests::node::Node;
+use tests::node::{Node, OUTSIDE_IPS};
 use tests::require_root;
 use tests::scene::{OUTSIDE, Scene};
 use tests::traffic::{Hammer, Outcome, Protocol};
@@ -238,6 +238,38 @@ fn a_killed_agent_finds_thousands_of_services_as_it_left_them() -> Result<()> {
         unharmed(hammer?)?;
     }
     Ok(())
+}
+
+/// services.md 58: more than one commit takes; what is none of theirs passes meanwhile.
+#[test]
+fn a_cold_start_with_thousands_of_services_serves_all_and_disturbs_nobody() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let mut scene = start(&node, 0, 0..3)?;
+    let direct = hammer(&scene, &format!("{}:80", OUTSIDE_IPS[0]))?;
+    scene.agent.kill()?;
+    nft(
+        &node.netns,
+        "delete table inet trammel; delete table bridge trammel",
+    )?;
+    let web = WEB.parse()?;
+    let unserved = move || tests::traffic::ask(Protocol::Tcp, web, Duration::from_millis(400));
+    let outcome = scene.pods[CLIENT].netns.enter(unserved)?;
+    assert!(!outcome.is_answered(), "{outcome}");
+    let count = 3 * MANY + 200;
+    node.manifests.write("many", &services(0..count))?;
+    scene.agent = Agent::spawn(&node)?;
+    eventually(4 * READING, || scene.agent.wait())?;
+    assert_eq!(number(&scene.agent, "services")?, u64::from(count) + 1);
+    for number in (0..count).step_by(32) {
+        let [high, low] = number.to_be_bytes();
+        let target = SocketAddr::new([10, 96, 100 + high, low].into(), 80);
+        let outcome = scene.ask(CLIENT, Protocol::Tcp, target)?;
+        ensure!(outcome.server() == Some(OUTSIDE), "{target}: {outcome}");
+    }
+    assert_eq!(ask(&scene)?.server(), Some(OUTSIDE));
+    assert!(scene.agent.verify()?.status.success());
+    unharmed(direct)
 }
 
 /// services.md 64: no first packet gets past the translation while the number of endpoints
