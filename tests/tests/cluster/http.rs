@@ -26,36 +26,54 @@ impl Connection {
 
     /// Asks for one page: the body, which is the name of the pod that answers.
     pub(crate) fn ask(&mut self) -> io::Result<String> {
+        let mut names = Vec::new();
+        self.ask_together(1, &mut names)?;
+        Ok(names.remove(0))
+    }
+
+    /// Asks so often without waiting for the answers, which go to `names` as far as there are any;
+    /// `kept` is a multiple.
+    pub(crate) fn ask_together(&mut self, count: u32, names: &mut Vec<String>) -> io::Result<()> {
         let started = Instant::now();
         let (mut stream, asked) = match self.stream.take() {
             Some(open) => open,
             None => {
                 let stream = TcpStream::connect_timeout(&self.target, self.limit)?;
-                // A request is one segment.
+                // They are one segment.
                 stream.set_nodelay(true)?;
                 (BufReader::new(stream), 0)
             }
         };
-        let asked = asked + 1;
-        let is_last = asked == self.kept;
+        let asked = asked + count;
+        let is_last = asked >= self.kept;
         let left = self.limit.saturating_sub(started.elapsed());
         let socket = stream.get_mut();
         socket.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-        // The server closes, so that this side's ports are free again at once.
-        let connection = if is_last { "close" } else { "keep-alive" };
-        let request = format!(
-            "GET /hostname HTTP/1.1\r\nHost: {}\r\nConnection: {connection}\r\n\r\n",
-            self.target
-        );
-        socket.write_all(request.as_bytes())?;
-        let name = answer(&mut stream)?;
+        let mut requests = String::new();
+        for number in 1..=count {
+            // The server closes, so that this side's ports are free again at once.
+            let connection = if is_last && number == count {
+                "close"
+            } else {
+                "keep-alive"
+            };
+            let target = self.target;
+            let request = format!(
+                "GET /hostname HTTP/1.1\r\nHost: {target}\r\nConnection: {connection}\r\n\r\n"
+            );
+            requests.push_str(&request);
+        }
+        socket.write_all(requests.as_bytes())?;
+        for _ in 0..count {
+            names.push(answer(&mut stream)?);
+        }
         if is_last {
             // Until it has.
             stream.read_to_end(&mut Vec::new())?;
         } else {
             self.stream = Some((stream, asked));
         }
-        Ok(name)
+        Ok(())
     }
 }
 

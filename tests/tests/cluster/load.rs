@@ -25,8 +25,12 @@ const DENIED: Duration = Duration::from_millis(500);
 /// A worker that is late by more than this does not catch up.
 const LATE: Duration = Duration::from_secs(1);
 
-/// A busy client asks so often over one connection: at its pace that is a third of a second.
-const KEPT: u32 = 10;
+/// A busy client asks so often at once, so that its rate does not depend on how soon a busy
+/// machine lets it and the servers run.
+const TOGETHER: u32 = 10;
+
+/// And so often over one connection: at its pace that takes about a second.
+const KEPT: u32 = 2 * TOGETHER;
 
 /// For how long a rate is measured.
 const MEASURED: Duration = Duration::from_secs(2);
@@ -82,6 +86,8 @@ struct Pace {
     rate: u32,
     /// Requests over one connection.
     kept: u32,
+    /// Requests before the first answer.
+    together: u32,
     /// What one request may take.
     limit: Duration,
 }
@@ -109,6 +115,7 @@ impl Load {
             workers: (rate / 25).clamp(1, 32),
             rate,
             kept: 1,
+            together: 1,
             limit: PATIENCE,
         };
         Self::start(netns, target, pace)
@@ -118,9 +125,10 @@ impl Load {
     /// and live ones are always under way.
     pub(crate) fn busy(netns: &NetNs, target: SocketAddr, rate: u32) -> Result<Self> {
         let pace = Pace {
-            workers: 32,
+            workers: 64,
             rate,
             kept: KEPT,
+            together: TOGETHER,
             limit: PATIENCE,
         };
         Self::start(netns, target, pace)
@@ -132,6 +140,7 @@ impl Load {
             workers: 16,
             rate: 40,
             kept: 1,
+            together: 1,
             limit: DENIED,
         };
         Self::start(netns, target, pace)
@@ -141,10 +150,11 @@ impl Load {
         let started = Instant::now();
         let stop = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(AtomicUsize::new(0));
-        let interval = Duration::from_secs(1) * pace.workers / pace.rate;
+        let interval = Duration::from_secs(1) * pace.workers * pace.together / pace.rate;
         let spawn = |number: u32| {
             let worker = Worker {
                 connection: Connection::new(target, pace.limit, pace.kept),
+                together: pace.together,
                 interval,
                 // Spread over the interval, not all at once.
                 next: started + interval * number / pace.workers,
@@ -214,6 +224,7 @@ impl Drop for Load {
 #[derive(Debug)]
 struct Worker {
     connection: Connection,
+    together: u32,
     interval: Duration,
     next: Instant,
     started: Instant,
@@ -232,15 +243,17 @@ impl Worker {
                 self.next = now;
             }
             self.next += self.interval;
-            match self.connection.ask() {
-                Ok(server) => {
-                    self.answered.fetch_add(1, Ordering::Relaxed);
-                    *report.answers.entry(server).or_default() += 1;
-                }
-                Err(error) => {
-                    let entry = report.failures.entry(error.to_string());
-                    entry.or_insert((0, self.started.elapsed())).0 += 1;
-                }
+            let mut names = Vec::new();
+            let outcome = self.connection.ask_together(self.together, &mut names);
+            self.answered.fetch_add(names.len(), Ordering::Relaxed);
+            let unanswered = self.together as usize - names.len();
+            for server in names {
+                *report.answers.entry(server).or_default() += 1;
+            }
+            if let Err(error) = outcome {
+                let entry = report.failures.entry(error.to_string());
+                // One that breaks off after its answers has failed, too.
+                entry.or_insert((0, self.started.elapsed())).0 += unanswered.max(1);
             }
         }
         report
