@@ -115,11 +115,11 @@ impl Fabric {
         for &family in &self.families {
             let length = if family == Family::V4 { 24 } else { 64 };
             let ip = address(self.join, number, family, 2);
-            netns.ip(&format!("address add {ip}/{length} dev uplink"))?;
+            netns.add_address("uplink", &format!("{ip}/{length}"))?;
             let gateway = match self.join {
                 Join::Router => {
                     let gateway = address(self.join, number, family, 1);
-                    middle.ip(&format!("address add {gateway}/{length} dev {name}"))?;
+                    middle.add_address(name, &format!("{gateway}/{length}"))?;
                     gateway
                 }
                 Join::Link if netns.name() != self.outside.name() => self.outside_ip(family),

@@ -98,10 +98,21 @@ impl NetNs {
     }
 
     /// Brings a link up whose IPv6 addresses serve at once. While its link-local one is being
-    /// probed (a second), a router asks nobody for a MAC there and loses what it forwards.
+    /// probed (a second), a router asks nobody for a MAC there and loses what it forwards. And
+    /// even an address that is not probed waits, by chance, as long as a router solicitation.
     pub fn up(&self, link: &str) -> Result<()> {
-        self.sysctl(&format!("net.ipv6.conf.{link}.accept_dad"), 0)?;
+        for setting in ["accept_dad", "router_solicitation_delay"] {
+            self.sysctl(&format!("net.ipv6.conf.{link}.{setting}"), 0)?;
+        }
         self.ip(&format!("link set {link} up")).map(drop)
+    }
+
+    /// Gives a link an address, with the length of its prefix, that serves as soon as the
+    /// link is up.
+    pub fn add_address(&self, link: &str, address: &str) -> Result<()> {
+        let nodad = if address.contains(':') { "nodad" } else { "" };
+        self.ip(&format!("address add {address} dev {link} {nodad}"))
+            .map(drop)
     }
 
     /// One echo request; an error if there is no answer within a second.

@@ -94,8 +94,8 @@ impl Node {
         ))?;
         for node in &nodes {
             let [v4, v6] = node.place.link_ips;
-            node.netns.ip(&format!("address add {v4}/24 dev nodes"))?;
-            node.netns.ip(&format!("address add {v6}/64 dev nodes"))?;
+            node.netns.add_address("nodes", &format!("{v4}/24"))?;
+            node.netns.add_address("nodes", &format!("{v6}/64"))?;
             node.netns.up("nodes")?;
         }
         for (node, other) in [(&nodes[0], &nodes[1]), (&nodes[1], &nodes[0])] {
@@ -174,8 +174,8 @@ impl Node {
             ..
         } = self.place;
         for (netns, link, addresses) in [(node, "uplink", ips), (outside, "eth0", outside_ips)] {
-            netns.ip(&format!("address add {}/24 dev {link}", addresses[0]))?;
-            netns.ip(&format!("address add {}/64 dev {link}", addresses[1]))?;
+            netns.add_address(link, &format!("{}/24", addresses[0]))?;
+            netns.add_address(link, &format!("{}/64", addresses[1]))?;
             netns.up(link)?;
         }
         for via in outside_ips {
