@@ -192,12 +192,12 @@ fn check_without_a_previous_result_is_code_7() -> Result<()> {
 fn an_add_killed_at_any_moment_is_undone_by_del() -> Result<()> {
     require_root!();
     let node = Node::new()?;
-    for round in 0..40u64 {
+    for round in 0..100u64 {
         let pod = NetNs::create("pod")?;
         let call = Call::new(&node, "ADD", "c1", &pod);
         let mut child = call.spawn()?;
         // nsenter and the plugin live for some milliseconds.
-        thread::sleep(Duration::from_micros(round * 250));
+        thread::sleep(Duration::from_micros(round * 100));
         child.kill()?;
         child.wait()?;
         Call::new(&node, "DEL", "c1", &pod).silent()?;
