@@ -30,6 +30,10 @@ const LOCAL: u32 = 110;
 const CHANGES: u32 = 51;
 /// New flows that are timed; the median counts.
 const FLOWS: usize = 2_001;
+/// Links of the pods that packets are timed between: the rules know a pod's by how its name
+/// begins.
+const CLIENT: &str = "trm-c";
+const SERVER: &str = "trm-s";
 /// With this argument and two numbers the program measures one size and prints its row.
 const SIZE: &str = "--size";
 
@@ -243,7 +247,7 @@ fn attachment(number: u32) -> Attachment {
 /// that begins a flow, and one within it.
 fn packet_cost(owner: &mut Owner<Nftables>, pods: u32) -> (Duration, Duration) {
     let (client, server) = (pods + 1_000, pods + 1_001);
-    for number in [client, server] {
+    for (number, port) in [(client, CLIENT), (server, SERVER)] {
         let mut object = json!({
             "metadata": {"namespace": "bench", "name": format!("p{number}")},
             "spec": {"nodeName": "n1", "containers": []},
@@ -251,13 +255,18 @@ fn packet_cost(owner: &mut Owner<Nftables>, pods: u32) -> (Duration, Duration) {
         });
         object["metadata"]["labels"] = json!({"app": "bench"});
         owner.handle(Event::Apply(convert::<core::Pod>(object)));
-        let mut attachment = attachment(number);
-        attachment.pod = Some(PodRef {
-            namespace: "bench".into(),
-            name: format!("p{number}"),
-            uid: None,
+        // A link of its own, from which its address may send.
+        owner.attach(Attachment {
+            host_ifname: port.into(),
+            mode: Mode::Routed,
+            bridge: None,
+            pod: Some(PodRef {
+                namespace: "bench".into(),
+                name: format!("p{number}"),
+                uid: None,
+            }),
+            ..attachment(number)
         });
-        owner.attach(attachment);
     }
     owner.handle(Event::Apply(convert::<core::Namespace>(
         json!({"metadata": {"name": "bench"}}),
@@ -307,10 +316,9 @@ fn packet_cost(owner: &mut Owner<Nftables>, pods: u32) -> (Duration, Duration) {
         std::fs::write(proxy_arp, "1").expect("a sysctl");
         (go, thread)
     };
-    // The rules know the port of a pod by how its name begins.
-    let (go, _server) = in_pod(server, "trm-s");
+    let (go, _server) = in_pod(server, SERVER);
     go.send(()).expect("the thread waits");
-    let (go, client) = in_pod(client, "trm-c");
+    let (go, client) = in_pod(client, CLIENT);
     go.send(()).expect("the thread waits");
     client.join().expect("the client ends")
 }
