@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,9 +19,9 @@ use super::problems;
 
 /// Reads a file again and again until told to stop; an error if it was ever there and not
 /// whole.
-fn read_always(path: PathBuf, stop: Arc<AtomicBool>) -> Result<()> {
+fn read_always(path: &Path, stop: &AtomicBool) -> Result<()> {
     while !stop.load(Ordering::Relaxed) {
-        if let Ok(text) = fs::read_to_string(&path) {
+        if let Ok(text) = fs::read_to_string(path) {
             serde_json::from_str::<Value>(&text).with_context(|| format!("{text:?}"))?;
         }
     }
@@ -38,7 +38,7 @@ fn the_configuration_has_the_node_s_pod_cidrs_and_follows_them() -> Result<()> {
     let path = fabric.nodes[0].conf_dir().join("10-trammel.conflist");
     let reader = std::thread::spawn({
         let stop = Arc::clone(&stop);
-        move || read_always(path, stop)
+        move || read_always(&path, &stop)
     });
     let cluster = Cluster::start(&fabric, &["--network", "auto"], &[])?;
     let list = conflist(&fabric.nodes[0])?;
