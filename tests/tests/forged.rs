@@ -228,6 +228,9 @@ fn a_pod_that_floods_hides_no_other_that_forges() -> Result<()> {
     let stolen: IpAddr = "fd88::dead".parse()?;
     let sent: u16 = 5_000;
     for pod in [flooder, other] {
+        // However long it takes: asked for as somebody else the gateway would not be found.
+        let key = "net.ipv6.neigh.eth0.base_reachable_time_ms";
+        pod.netns.sysctl(key, 3_600_000)?;
         pod.netns.ping(target.ip())?;
     }
     with_address(&flooder.netns, stolen, || {
