@@ -32,9 +32,6 @@ const TOGETHER: u32 = 10;
 /// And so often over one connection: at its pace that takes about a second.
 const KEPT: u32 = 2 * TOGETHER;
 
-/// For how long a rate is measured.
-const MEASURED: Duration = Duration::from_secs(2);
-
 /// Asks for one page over a connection of its own.
 fn request(target: SocketAddr, limit: Duration) -> io::Result<String> {
     Connection::new(target, limit, 1).ask()
@@ -173,24 +170,9 @@ impl Load {
         })
     }
 
-    /// Waits until so many requests are answered within a second.
-    pub(crate) fn reaches(&self, rate: u32) -> Result<()> {
-        let (measured, _) = eventually(SOON, || {
-            let (before, since) = (self.answered.load(Ordering::Relaxed), Instant::now());
-            thread::sleep(MEASURED);
-            let answered = self.answered.load(Ordering::Relaxed) - before;
-            let wanted = f64::from(rate) * since.elapsed().as_secs_f64();
-            #[expect(clippy::cast_precision_loss, reason = "some thousands")]
-            let answered = answered as f64;
-            ensure!(
-                answered >= wanted,
-                "{}: {answered} answers, {wanted:.0} wanted",
-                self.what
-            );
-            Ok(answered / since.elapsed().as_secs_f64())
-        })?;
-        eprintln!("{}: {measured:.0} answers a second", self.what);
-        Ok(())
+    /// The answers so far.
+    pub(crate) fn answered(&self) -> usize {
+        self.answered.load(Ordering::Relaxed)
     }
 
     /// Ends it and returns what it saw.
@@ -298,12 +280,13 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{}: {} answers by {} servers and {} failures in {:.1?}",
+            "{}: {} answers by {} servers and {} failures in {:.1?}, {} answers a second",
             self.what,
             self.answered(),
             self.answers.len(),
             self.failed(),
             self.took,
+            self.answered() as u64 / self.took.as_secs().max(1),
         )?;
         for (what, (count, first)) in &self.failures {
             write!(f, "; {count} x {what}, first after {first:.1?}")?;
