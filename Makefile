@@ -35,8 +35,10 @@ image: build ## the image of conf/ as a docker archive, without container tools 
 demo: setup build ## a node, pods, a Service and policies in namespaces: expected against observed (ARGS="-o json")
 	@$(AS_ROOT) $(RELEASE)/trammel-demo $(ARGS)
 
+# Most of a test is waiting.
+RUST_TEST_THREADS ?= $(shell expr 2 '*' $$(nproc))
 test: setup build ## every suite; those with real packets need root (TRAMMEL_SKIP_ROOT=1 leaves them out)
-	@$(CARGO) test --workspace --no-fail-fast
+	@RUST_TEST_THREADS=$(RUST_TEST_THREADS) $(CARGO) test --workspace --no-fail-fast
 
 bench: setup build ## every benchmark; those with real packets need root
 	@$(CARGO) bench --workspace --bench '*'
