@@ -3,6 +3,7 @@
 
 mod client;
 mod hammer;
+pub mod sctp;
 mod server;
 mod stream;
 

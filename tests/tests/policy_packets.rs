@@ -1,9 +1,10 @@
 //! NetworkPolicy and packets that are no plain connection: ICMP, fragments, SCTP, odd flags.
 
+use std::io::Read as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 use tests::netns::NetNs;
@@ -12,6 +13,7 @@ use tests::objects::{deny_all, policy};
 use tests::pod::Family;
 use tests::require_root;
 use tests::scene::Scene;
+use tests::traffic::sctp::{self, Arrivals};
 use tests::traffic::{Protocol, Stream, udp_to};
 use tests::wait::{SOON, eventually};
 
@@ -19,7 +21,6 @@ const SHORT: Duration = Duration::from_millis(400);
 
 /// IP protocol numbers.
 const TCP: i32 = 6;
-const SCTP: i32 = 132;
 /// Flags of TCP.
 const FIN: u8 = 1;
 const SYN: u8 = 2;
@@ -151,42 +152,14 @@ fn fragments_share_the_verdict_of_their_datagram() -> Result<()> {
 
 /// A raw socket of an IP protocol.
 fn raw(protocol: i32) -> std::io::Result<Socket> {
-    let socket = Socket::new(Domain::IPV4, Type::RAW, Some(protocol.into()))?;
-    socket.set_read_timeout(Some(Duration::from_millis(250)))?;
-    Ok(socket)
+    Socket::new(Domain::IPV4, Type::RAW, Some(protocol.into()))
 }
 
-/// Whether anything arrives in the next quarter of a second.
-fn receives(socket: &Socket) -> bool {
-    let mut buffer = [std::mem::MaybeUninit::uninit(); 256];
-    socket.recv(&mut buffer).is_ok()
-}
-
-/// CRC32c, which conntrack checks.
-fn crc32c(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0u32, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            (crc >> 1) ^ (0x82f6_3b78 * (crc & 1))
-        })
-    })
-}
-
-/// An SCTP packet with an INIT chunk.
-fn sctp_init(destination_port: u16) -> Vec<u8> {
-    let mut packet = Vec::new();
-    packet.extend(40_000u16.to_be_bytes());
-    packet.extend(destination_port.to_be_bytes());
-    // Verification tag and checksum.
-    packet.extend([0; 8]);
-    // INIT, flags, length; initiate tag, window, streams out and in, first TSN.
-    packet.extend([1, 0, 0, 20]);
-    packet.extend(0x1234_5678u32.to_be_bytes());
-    packet.extend(65_536u32.to_be_bytes());
-    packet.extend([0, 10, 0, 10]);
-    packet.extend(1u32.to_be_bytes());
-    let checksum = crc32c(&packet);
-    packet[8..12].copy_from_slice(&checksum.to_le_bytes());
-    packet
+/// Whether anything arrives; if it is `expected` to, it has time.
+fn receives(mut socket: &Socket, expected: bool) -> Result<bool> {
+    let limit = if expected { SOON } else { SHORT };
+    socket.set_read_timeout(Some(limit))?;
+    Ok(socket.read(&mut [0; 256]).is_ok())
 }
 
 /// netpol.md 38, 13: SCTP is judged by itself; a rule for it opens no TCP, nor the other way
@@ -196,15 +169,19 @@ fn sctp_is_judged_by_its_own_rules() -> Result<()> {
     require_root!();
     let node = Node::new()?;
     let scene = Scene::start(&node, &pods(), &[])?;
-    let target = scene.pod("shop/web").ip(Family::V4);
-    let arrivals = scene.pod("shop/web").netns.enter(|| raw(SCTP))??;
-    let arrives = |port: u16| -> Result<bool> {
-        let packet = sctp_init(port);
-        let send = move || raw(SCTP)?.send_to(&packet, &SocketAddr::new(target, 0).into());
-        scene.pod("lab/probe").netns.enter(send)??;
-        Ok(receives(&arrivals))
+    let (web, probe) = (scene.pod("shop/web"), scene.pod("lab/probe"));
+    let arrivals = Family::ALL.map(|family| Arrivals::listen(&web.netns, family));
+    let arrivals = arrivals.into_iter().collect::<Result<Vec<_>>>()?;
+    let arrives = |expected: bool| -> Result<()> {
+        for (family, arrivals) in Family::ALL.into_iter().zip(&arrivals) {
+            sctp::knock(&probe.netns, web.at(family, 9000))?;
+            let limit = if expected { SOON } else { SHORT };
+            let port = arrivals.next(limit)?;
+            ensure!(port.is_some() == expected, "{family}: {port:?}");
+        }
+        Ok(())
     };
-    assert!(arrives(9000)?, "without a policy");
+    arrives(true).context("without a policy")?;
     let cases = [
         (
             json!({"ports": [{"protocol": "SCTP", "port": 9000}]}),
@@ -226,7 +203,7 @@ fn sctp_is_judged_by_its_own_rules() -> Result<()> {
     ];
     for (rule, sctp, tcp) in cases {
         scene.apply(&[ingress(&rule)])?;
-        assert_eq!(arrives(9000)?, sctp, "{rule}");
+        arrives(sctp).with_context(|| rule.to_string())?;
         let web = scene.pod("shop/web").at(Family::V4, 80);
         let outcome = scene.ask_for("lab/probe", Protocol::Tcp, web, SHORT)?;
         assert_eq!(outcome.is_answered(), tcp, "{rule}: {outcome}");
@@ -284,7 +261,7 @@ fn odd_tcp_packets_open_no_way_past_the_policy() -> Result<()> {
         let address = SocketAddr::new(target.into(), 0);
         let send = move || raw(TCP)?.send_to(&packet, &address.into());
         probe.netns.enter(send)??;
-        assert!(!receives(&arrivals), "flags {flags:#x} arrived");
+        assert!(!receives(&arrivals, false)?, "flags {flags:#x} arrived");
     }
     // A flow that was allowed once and that the policy cuts stays cut for its middle, too.
     scene.apply(&[])?;
@@ -371,7 +348,11 @@ fn options_and_tiny_fragments_hide_nothing_from_the_policy() -> Result<()> {
         let parts = [(&syn[..8], MORE), (&syn[8..16], MORE | 1), (&syn[16..], 2)];
         let parts = parts.map(|(part, fragment)| ipv4(ends, 6, &[], fragment, part));
         send(parts.into())?;
-        assert_eq!(receives(&arrivals), arrives, "fragments to {port}");
+        assert_eq!(
+            receives(&arrivals, arrives)?,
+            arrives,
+            "fragments to {port}"
+        );
     }
     Ok(())
 }

@@ -151,7 +151,7 @@ impl RefusedObjects {
         self.0.entry(place).or_insert(refused);
     }
 
-    /// Gives the chain the rules of [`policy::closed`](dataplane::layout::policy::closed).
+    /// Gives the chain the rules of [`policy::closed`].
     pub(super) fn close_chain(
         &mut self,
         desired: &mut Desired,
