@@ -5,7 +5,7 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 # The C library is linked in: the plugin runs on any distribution's root file
 # system. The target has to be named, or the flag reaches procedural macros as
 # well, which are shared objects.
-STATIC := RUSTFLAGS="$(RUSTFLAGS) -C target-feature=+crt-static" $(CARGO) build --release --target $(HOST)
+STATIC := RUSTFLAGS="$(RUSTFLAGS) -C target-feature=+crt-static"
 PROGRAMS := trammel trammel-ipam trammel-agent trammel-demo
 RELEASE := target/release
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -23,7 +23,7 @@ setup: ## install what demo and tests call and this machine lacks (apt, cnitool)
 	@tests/setup.sh
 
 build: ## static release programs into target/release
-	@$(STATIC) -p cni-bin -p policy-agent -p tests --bins
+	@$(STATIC) $(CARGO) build --release --target $(HOST) -p cni-bin -p policy-agent -p tests --bins
 	@mkdir -p $(RELEASE)
 	@for p in $(PROGRAMS); do ln -f target/$(HOST)/release/$$p $(RELEASE)/$$p; done
 
@@ -41,7 +41,7 @@ test: setup build ## every suite; those with real packets need root (TRAMMEL_SKI
 	@RUST_TEST_THREADS=$(RUST_TEST_THREADS) $(CARGO) test --workspace --no-fail-fast
 
 bench: setup build ## every benchmark; those with real packets need root
-	@$(CARGO) bench --workspace --bench '*'
+	@$(STATIC) $(CARGO) bench --target $(HOST) --workspace --bench '*'
 
 cluster-test: setup image ## a real Kubernetes on two nodes, Trammel its network, and the scenarios on it; root (ARGS="policies::")
 	@tests/cluster/test $(ARGS)
