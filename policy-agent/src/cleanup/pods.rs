@@ -70,15 +70,35 @@ pub(super) fn let_leave(folder: &Path, stance: Stance) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Some of their names.
+/// Some of their names, sorted: the same for the same pods.
 fn names(pods: &[Attachment]) -> String {
     let name = |attachment: &Attachment| match &attachment.pod {
         Some(pod) => format!("{}/{}", pod.namespace, pod.name),
         None => attachment.key.to_string(),
     };
-    let mut names: Vec<_> = pods.iter().take(NAMED).map(name).collect();
+    let mut names: Vec<_> = pods.iter().map(name).collect();
+    // The folder has no order of its own.
+    names.sort_unstable();
     if pods.len() > NAMED {
+        names.truncate(NAMED);
         names.push("...".to_owned());
     }
     names.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture;
+
+    #[test]
+    fn names_are_the_same_in_whatever_order_the_folder_has() {
+        let pod = |name: &str| {
+            fixture::attachment("shop", name, &["10.88.0.2".parse().expect("an address")])
+        };
+        let mut pods: Vec<_> = ["b", "a", "f", "d", "c", "e"].map(pod).into();
+        assert_eq!(names(&pods), "shop/a, shop/b, shop/c, shop/d, shop/e, ...");
+        pods.reverse();
+        assert_eq!(names(&pods[..2]), "shop/c, shop/e");
+    }
 }
