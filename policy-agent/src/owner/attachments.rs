@@ -26,16 +26,10 @@ impl<K: Kernel> Owner<K> {
         self.policies.addresses_changed(given_up);
         self.forget_port(&attachment.key);
         self.dirty = true;
-        if self.desired.ruleset().tables.is_empty() {
-            // The layout comes with the first sync, which goes through the index.
-            self.note_attachment(attachment);
-            return;
+        // The layout comes with the first sync, which goes through the index.
+        if !self.desired.ruleset().tables.is_empty() {
+            self.want_port(&attachment);
         }
-        self.want_port(&attachment);
-        self.note_attachment(attachment);
-    }
-
-    fn note_attachment(&mut self, attachment: Attachment) {
         let addresses = attachment.ips.clone();
         let affected = self.index.attach(attachment);
         self.attachments_changed(affected, addresses);
