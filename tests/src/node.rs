@@ -30,6 +30,14 @@ pub const OUTSIDE_IPS: [&str; 2] = ["192.0.2.1", "2001:db8:77::1"];
 /// What the node is called in manifests and on the agent's command line.
 pub const NODE_NAME: &str = "n1";
 
+/// How packets of a pod may go: the plugin's mode, and whether bridges call the packet filter.
+pub const WAYS: [(&str, bool); 4] = [
+    ("routed-ports", false),
+    ("routed-ports", true),
+    ("l2", false),
+    ("routed", false),
+];
+
 /// Where a node is.
 #[derive(Clone, Copy, Debug)]
 struct Place {
@@ -136,6 +144,13 @@ impl Node {
             network,
             dir,
         })
+    }
+
+    /// A node whose pods are connected in one of the [`WAYS`].
+    pub fn with_mode(mode: &str, bridge_nf: bool) -> Result<Self> {
+        let node = Self::with_bridge_nf(bridge_nf)?;
+        node.write_conflist(&node.conflist(json!({"mode": mode})))?;
+        Ok(node)
     }
 
     /// A node with `bridge-nf-call-iptables` and its IPv6 twin set.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use socket2::{Domain, Protocol as IpProtocol, Socket, Type};
 use tests::inspect;
 use tests::netns::NetNs;
-use tests::node::{GATEWAYS, Node};
+use tests::node::{GATEWAYS, Node, WAYS};
 use tests::pod::Family;
 use tests::require_root;
 use tests::scene::Scene;
@@ -112,14 +112,8 @@ fn advert(target: IpAddr) -> Vec<u8> {
 #[test]
 fn a_forged_packet_is_told_with_the_pod_that_sent_it_and_counted() -> Result<()> {
     require_root!();
-    for (mode, bridge_nf) in [
-        ("routed-ports", false),
-        ("routed-ports", true),
-        ("l2", false),
-        ("routed", false),
-    ] {
-        let node = Node::with_bridge_nf(bridge_nf)?;
-        node.write_conflist(&node.conflist(json!({"mode": mode})))?;
+    for (mode, bridge_nf) in WAYS {
+        let node = Node::with_mode(mode, bridge_nf)?;
         let path = node.dir().join("denied.json");
         let scene = start(&node, &path)?;
         each_forgery(&scene, &path, mode != "routed").context(mode)?;

@@ -2,6 +2,7 @@
 //! beside another Service proxy, and taken off a node again.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -140,17 +141,24 @@ fn beside_another_service_proxy_policies_are_enforced_and_services_left_alone() 
     Ok(())
 }
 
+/// A copy of the node's configuration, to be removed: cnitool needs the node's own for DEL,
+/// a runtime remembers it. Returns its folder and its path.
+fn install_conf(node: &Node) -> Result<(PathBuf, PathBuf)> {
+    let folder = node.dir().join("installed-conf");
+    fs::create_dir(&folder)?;
+    let path = folder.join("10-trammel.conflist");
+    fs::copy(node.conf_dir().join("10-trammel.conflist"), &path)?;
+    Ok((folder, path))
+}
+
 #[test]
 fn what_was_installed_is_removed_when_the_last_pod_has_left() -> Result<()> {
     require_root!();
     let node = Node::new()?;
     let at = |name: &str| node.dir().join(name);
     let text = |name: &str| at(name).display().to_string();
-    // cnitool needs the configuration of the node for DEL: a runtime remembers it.
-    fs::create_dir(at("installed-conf"))?;
-    let conf = at("installed-conf").join("10-trammel.conflist");
-    fs::copy(node.conf_dir().join("10-trammel.conflist"), &conf)?;
-    fs::write(at("installed-conf").join("20-other.conflist"), "{}")?;
+    let (conf_dir, conf) = install_conf(&node)?;
+    fs::write(conf_dir.join("20-other.conflist"), "{}")?;
     let mut install = node.netns.command(programs::agent());
     install
         .args(["install", "--to", &text("bin"), "--from"])
@@ -172,7 +180,7 @@ fn what_was_installed_is_removed_when_the_last_pod_has_left() -> Result<()> {
     let uninstall = || {
         let folders = [
             "cleanup".to_owned(),
-            format!("--cni-conf-dir={}", text("installed-conf")),
+            format!("--cni-conf-dir={}", conf_dir.display()),
             format!("--cni-bin-dir={}", text("bin")),
             format!("--sysctl-dir={}", text("sysctl.d")),
             format!("--data-dir={}", node.data_dir().display()),
@@ -210,7 +218,7 @@ fn what_was_installed_is_removed_when_the_last_pod_has_left() -> Result<()> {
     assert!(!at("bin/trammel").exists() && !at("bin/trammel-ipam").exists());
     assert!(!at("sysctl.d/95-trammel.conf").exists());
     assert!(
-        at("installed-conf/20-other.conflist").exists(),
+        conf_dir.join("20-other.conflist").exists(),
         "it is not ours"
     );
     assert_eq!(tables(&node.netns)?, Vec::<String>::new());
@@ -230,10 +238,7 @@ fn what_was_installed_is_removed_when_the_last_pod_has_left() -> Result<()> {
 fn an_uninstall_that_waits_goes_on_when_the_last_pod_has_left() -> Result<()> {
     require_root!();
     let node = Node::new()?;
-    let conf_dir = node.dir().join("installed-conf");
-    fs::create_dir(&conf_dir)?;
-    let conf = conf_dir.join("10-trammel.conflist");
-    fs::copy(node.conf_dir().join("10-trammel.conflist"), &conf)?;
+    let (conf_dir, conf) = install_conf(&node)?;
     let pods = ["shop/one", "shop/two"].map(|key| Pod::add(&node, key));
     let [one, two] = pods;
     let (one, two) = (one?, two?);
@@ -270,10 +275,7 @@ fn an_uninstall_that_waits_goes_on_when_the_last_pod_has_left() -> Result<()> {
 fn a_forced_uninstall_leaves_running_pods_and_takes_all_else() -> Result<()> {
     require_root!();
     let node = Node::new()?;
-    let conf_dir = node.dir().join("installed-conf");
-    fs::create_dir(&conf_dir)?;
-    let conf = conf_dir.join("10-trammel.conflist");
-    fs::copy(node.conf_dir().join("10-trammel.conflist"), &conf)?;
+    let (conf_dir, conf) = install_conf(&node)?;
     let pod = Pod::add(&node, "shop/web")?;
     let folder = format!("--cni-conf-dir={}", conf_dir.display());
     let refused = agent::verb(&node, &["cleanup", &folder])?;

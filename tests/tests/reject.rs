@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-use tests::node::{NODE_IPS, Node, OUTSIDE_IPS};
+use tests::node::{NODE_IPS, Node, OUTSIDE_IPS, WAYS};
 use tests::objects::{self, policy};
 use tests::pod::Family;
 use tests::require_root;
@@ -36,14 +36,8 @@ fn start<'n>(node: &'n Node, how: &[&str]) -> Result<Scene<'n>> {
 #[test]
 fn a_denied_client_is_refused_at_once_by_whichever_way_it_comes() -> Result<()> {
     require_root!();
-    for (mode, bridge_nf) in [
-        ("routed-ports", false),
-        ("routed-ports", true),
-        ("l2", false),
-        ("routed", false),
-    ] {
-        let node = Node::with_bridge_nf(bridge_nf)?;
-        node.write_conflist(&node.conflist(json!({"mode": mode})))?;
+    for (mode, bridge_nf) in WAYS {
+        let node = Node::with_mode(mode, bridge_nf)?;
         let scene = start(&node, &["--deny-with", "reject"])?;
         for family in Family::ALL {
             refused_everywhere(&scene, family)

@@ -98,6 +98,15 @@ fn servers(scene: &Scene<'_>, family: Family) -> Result<BTreeSet<String>> {
     })?
 }
 
+/// These answer in both families, and no others.
+fn answers(scene: &Scene<'_>, expected: &[&str]) -> Result<()> {
+    for family in Family::ALL {
+        let found = servers(scene, family)?;
+        ensure!(found.iter().eq(expected), "{family}: {found:?}");
+    }
+    Ok(())
+}
+
 fn ready() -> Value {
     json!({"conditions": {"ready": true}})
 }
@@ -126,10 +135,7 @@ fn endpoints_are_chosen_by_their_conditions() -> Result<()> {
         ([gone(), unready()], &[]),
     ] {
         serve(&scene, said.clone())?;
-        for family in Family::ALL {
-            let found = servers(&scene, family)?;
-            ensure!(found.iter().eq(expected), "{family} {said:?}: {found:?}");
-        }
+        answers(&scene, expected).with_context(|| format!("{said:?}"))?;
     }
     Ok(())
 }
@@ -155,11 +161,8 @@ fn endpoints_that_are_published_regardless_need_not_be_ready() -> Result<()> {
         let mut service = objects::service("shop/web", WEB, &app, &[(8000, 80)]);
         service["spec"]["publishNotReadyAddresses"] = publishes.into();
         scene.apply(&[service])?;
-        for family in Family::ALL {
-            let found = servers(&scene, family)?;
-            let expected = if publishes { &ENDPOINTS[..] } else { &[] };
-            ensure!(found.iter().eq(expected), "{family} {publishes}: {found:?}");
-        }
+        let expected = if publishes { &ENDPOINTS[..] } else { &[] };
+        answers(&scene, expected).with_context(|| format!("published: {publishes}"))?;
     }
     Ok(())
 }
@@ -186,10 +189,7 @@ fn hints_keep_connections_on_the_node_or_in_its_zone() -> Result<()> {
         ([both("here", "n9"), both("there", "n9")], &[first]),
     ] {
         serve(&scene, said.clone())?;
-        for family in Family::ALL {
-            let found = servers(&scene, family)?;
-            ensure!(found.iter().eq(expected), "{family} {said:?}: {found:?}");
-        }
+        answers(&scene, expected).with_context(|| format!("{said:?}"))?;
     }
     Ok(())
 }

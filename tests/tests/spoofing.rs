@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 use tests::inspect;
-use tests::node::{GATEWAYS, NODE_IPS, Node};
+use tests::node::{GATEWAYS, NODE_IPS, Node, WAYS};
 use tests::objects::deny_all;
 use tests::pod::Family;
 use tests::require_root;
@@ -29,14 +29,8 @@ fn pods() -> Vec<(&'static str, Value)> {
 #[test]
 fn a_pod_cannot_speak_for_an_address_that_is_not_its_own() -> Result<()> {
     require_root!();
-    for (mode, bridge_nf) in [
-        ("routed-ports", false),
-        ("routed-ports", true),
-        ("l2", false),
-        ("routed", false),
-    ] {
-        let node = Node::with_bridge_nf(bridge_nf)?;
-        node.write_conflist(&node.conflist(json!({"mode": mode})))?;
+    for (mode, bridge_nf) in WAYS {
+        let node = Node::with_mode(mode, bridge_nf)?;
         let scene = Scene::start(&node, &pods(), &[])?;
         let thief = &scene.pod("lab/probe").netns;
         let victim = scene.pod("shop/front");

@@ -138,33 +138,15 @@ impl fmt::Display for Forgery {
 
 #[cfg(test)]
 mod tests {
-    use dataplane::attachment::{AttachmentKey, Mode};
-
     use super::*;
+    use crate::fixture;
 
     fn attachment(ips: &[&str]) -> Attachment {
         let ips: Vec<IpAddr> = ips
             .iter()
             .map(|ip| ip.parse().expect("an address"))
             .collect();
-        Attachment {
-            key: AttachmentKey {
-                network: "net".into(),
-                container_id: "c1".into(),
-                ifname: "eth0".into(),
-            },
-            netns: "/run/netns/x".into(),
-            host_ifname: "trm0123456789ab".into(),
-            mode: Mode::RoutedPorts,
-            bridge: Some("cbr0".into()),
-            mac: MacAddr::of_pod(&ips).expect("an address"),
-            ips,
-            undo: Default::default(),
-            pod: None,
-            port_mappings: Vec::new(),
-            masquerade_beyond: Vec::new(),
-            bandwidth: None,
-        }
+        fixture::attachment("lab", "probe", &ips)
     }
 
     /// An ICMPv6 message about a target, or none.
