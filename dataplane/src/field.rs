@@ -15,6 +15,8 @@ pub enum Field {
     EtherType,
     /// `meta l4proto`, 1 byte.
     L4Proto,
+    /// `iif`, host order: the index of the interface that the packet came in by; 0 without.
+    Iif,
     /// `iifname`; a shorter comparison value matches a prefix.
     Iifname,
     /// `oifname`; no match where there is no output interface yet.
@@ -103,7 +105,8 @@ impl Field {
             | Self::Icmpv6Type
             | Self::CtDirection => 1,
             Self::EtherType | Self::Sport | Self::Dport | Self::CtOrigProtoDst => 2,
-            Self::ArpSaddrIp
+            Self::Iif
+            | Self::ArpSaddrIp
             | Self::IpSaddr
             | Self::IpDaddr
             | Self::CtState
@@ -133,6 +136,7 @@ impl Field {
             Self::NfProto => "meta nfproto",
             Self::EtherType => "meta protocol",
             Self::L4Proto => "meta l4proto",
+            Self::Iif => "iif",
             Self::Iifname => "iifname",
             Self::Oifname => "oifname",
             Self::EtherSaddr => "ether saddr",
@@ -195,6 +199,7 @@ impl Field {
             }
             Self::NfProto
             | Self::EtherType
+            | Self::Iif
             | Self::Ip6HopLimit
             | Self::Icmpv6Type
             | Self::CtState
@@ -234,7 +239,7 @@ impl Field {
                 143 => "mld2-listener-report".to_owned(),
                 other => other.to_string(),
             },
-            Self::Ip6HopLimit => number().to_string(),
+            Self::Iif | Self::Ip6HopLimit => number().to_string(),
             Self::CtState => print_ct_state(number()),
             Self::CtStatus => print_ct_status(number()),
             Self::CtDirection => ["original", "reply"][usize::from(number() != 0)].to_owned(),

@@ -22,7 +22,8 @@ const JUMP_STACK: usize = 16;
 /// A packet with what the host knows of it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Packet {
-    /// Interface it came in by; empty for one that this host sends.
+    /// Interface it came in by; empty for one that this host sends, and at postrouting for
+    /// one that br_netfilter keeps in its bridge.
     pub iifname: String,
     /// Interface it goes out by, once routed.
     pub oifname: Option<String>,
@@ -434,6 +435,8 @@ impl Walk<'_, '_> {
                 IpFamily::V6 => &[0x86, 0xdd],
             }),
             Field::L4Proto => exact(&[packet.l4proto]),
+            // Rules ask only whether there is one.
+            Field::Iif => Some(bytes.word(u32::from(!packet.iifname.is_empty())).build()),
             Field::Iifname => Some(bytes.ifname(&packet.iifname).build()),
             Field::Oifname => Some(bytes.ifname(packet.oifname.as_ref()?).build()),
             Field::EtherSaddr => exact(&packet.ether_saddr.0),

@@ -32,6 +32,24 @@ fn the_static_layout() {
 }
 
 #[test]
+fn pods_are_known_by_their_interface() {
+    let mut desired = installed();
+    desired.committed();
+    let mut changes = Vec::new();
+    for sources in [
+        services::PodSources::Interface("cni0".into()),
+        services::PodSources::InterfacePrefix("veth".into()),
+        services::PodSources::Ranges,
+    ] {
+        services::set_pod_sources(&mut desired, &sources, false);
+        changes.push(desired.transaction().to_string());
+        desired.committed();
+    }
+    insta::assert_snapshot!(changes.join("\n"));
+    assert_eq!(desired.ruleset(), installed().ruleset(), "as it was");
+}
+
+#[test]
 fn a_service_comes_and_goes_in_the_right_order() {
     let mut desired = installed();
     desired.committed();

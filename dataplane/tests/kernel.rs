@@ -129,7 +129,8 @@ fn everything_of_services(desired: &mut Desired) {
     for entry in services::Entry::BOTH {
         services::want_learn_chain(desired, entry, 10_800);
     }
-    services::set_masquerade_all(desired, false);
+    let bridge = services::PodSources::Interface("cni0".into());
+    services::set_pod_sources(desired, &bridge, false);
     let net = |text: &str| text.parse::<ipnet::IpNet>().expect("a network");
     let ranges = services::SourceRanges::new(
         [net("192.0.2.0/24"), net("2001:db8::/32")],

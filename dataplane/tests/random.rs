@@ -118,6 +118,7 @@ fn rule(kind: u8, number: u8) -> Rule {
             .family(IpFamily::V4)
             .in_set(&[Field::IpSaddr], plain)
             .counter(),
+        1 if number.is_multiple_of(2) => Rule::new().eq(Field::Iif, &0u32.to_ne_bytes()).drop(),
         1 => Rule::new().eq(Field::Iifname, b"trm").drop(),
         2 => Rule::new()
             .family(IpFamily::V6)

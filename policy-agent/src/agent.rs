@@ -61,7 +61,7 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
         .map(ManifestDir::open)
         .transpose()?;
     let services = arguments.services.over(config.services.clone());
-    if let Some(problem) = services.problem() {
+    if let Some(problem) = services.problem().or_else(|| services.missing()) {
         bail!("{problem}");
     }
     let network = arguments.network.over(config.network.clone());

@@ -1,5 +1,6 @@
 //! The file of `--config`.
 
+pub mod detect_local;
 pub mod network;
 pub mod services;
 

@@ -252,7 +252,7 @@ impl<K: Kernel> Owner<K> {
                     self.nodes_changed();
                 }
                 if is_own {
-                    self.node_addresses_changed();
+                    self.own_node_changed();
                 }
             }
             Object::Pod(pod) => {
@@ -307,7 +307,7 @@ impl<K: Kernel> Owner<K> {
                 }
                 if *key.name == *self.settings.node {
                     self.set_zone(None);
-                    self.node_addresses_changed();
+                    self.own_node_changed();
                 }
             }
             Kind::Pod => self.set_pod(key, None),

@@ -1,14 +1,13 @@
 //! Settings of the proxy.
 
+use dataplane::layout::services::PodSources;
 use ipnet::IpNet;
 
 /// How this cluster wants its Services served. The default is that of kube-proxy.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ProxyConfig {
-    /// Ranges of pods' addresses, of every node: what comes from them is traffic of the
-    /// cluster, and keeps its source address. Pods of this node are known
-    /// without.
-    pub cluster_cidrs: Vec<IpNet>,
+    /// How pods of the cluster are told from other senders.
+    pub pod_sources: PodSources,
     /// Give this node's address to everything that goes to a cluster IP.
     pub masquerade_all: bool,
     /// `externalIPs` outside of these are not served; `None`: all are. Whoever may write a

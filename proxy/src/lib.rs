@@ -44,7 +44,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use dataplane::desired::Desired;
-use dataplane::layout::services::{AffinityGroup, Slot, Sources, set_masquerade_all};
+use dataplane::layout::services::{AffinityGroup, PodSources, Slot, Sources, set_pod_sources};
 use dataplane::object::Ruleset;
 use ipnet::IpNet;
 
@@ -74,8 +74,9 @@ pub struct Proxy {
     affinity: affinity::Groups,
     weights: weights::Weights,
     cluster_ips: ClusterIps,
-    /// Whether what is desired masquerades all traffic to cluster IPs.
-    masquerade_all: Option<bool>,
+    /// How pods are known in what is desired, and whether all traffic to cluster IPs is
+    /// masqueraded there.
+    senders: Option<(PodSources, bool)>,
     maps: Maps,
     /// Frontends that somebody has given up since the last sync.
     released: BTreeSet<FrontendId>,
@@ -107,7 +108,7 @@ impl Proxy {
             affinity: affinity::Groups::default(),
             weights: weights::Weights::default(),
             cluster_ips: ClusterIps::default(),
-            masquerade_all: None,
+            senders: None,
             maps: Maps::default(),
             released: BTreeSet::new(),
             unreviewed: findings::Unreviewed::default(),
@@ -137,11 +138,16 @@ impl Proxy {
         if self.config == config {
             return;
         }
-        self.surroundings.changed = true;
-        self.surroundings
-            .cluster_cidrs
-            .clone_from(&config.cluster_cidrs);
         self.plan_again(|proxy| proxy.config = config);
+    }
+
+    /// Ranges of pods' addresses, in place of those of the last call: where pods are known by
+    /// them ([`PodSources::Ranges`]), what comes from there is traffic of the cluster.
+    pub fn set_cluster_cidrs(&mut self, ranges: &[IpNet]) {
+        if self.surroundings.cluster_cidrs != ranges {
+            self.surroundings.cluster_cidrs = ranges.to_vec();
+            self.surroundings.changed = true;
+        }
     }
 
     /// The addresses of this node on which node ports are served, in place of those of the
@@ -251,9 +257,10 @@ impl Proxy {
         let mut report = SyncReport::default();
         self.surroundings.write(desired);
         self.cluster_ips.write(desired);
-        if self.masquerade_all != Some(self.config.masquerade_all) {
-            set_masquerade_all(desired, self.config.masquerade_all);
-            self.masquerade_all = Some(self.config.masquerade_all);
+        let senders = (self.config.pod_sources.clone(), self.config.masquerade_all);
+        if self.senders.as_ref() != Some(&senders) {
+            set_pod_sources(desired, &senders.0, senders.1);
+            self.senders = Some(senders);
         }
         self.maps.prune(desired, &mut report);
         for id in std::mem::take(&mut self.released) {

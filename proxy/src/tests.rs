@@ -7,6 +7,7 @@ mod endpoints;
 mod external;
 mod harness;
 mod lifecycle;
+mod pod_sources;
 mod properties;
 mod scale;
 mod status;

@@ -17,13 +17,15 @@
 mod affinity;
 mod balancer;
 mod chains;
+mod pod_sources;
 mod source_ranges;
 
 pub(super) use chains::{CLUSTER_IPS_CHAIN, UNSERVED_CHAIN, install};
 
 pub use affinity::{AffinityGroup, AffinityKey, is_learn_chain, learn_chain, want_learn_chain};
 pub use balancer::{Algorithm, Balancer, Lane, Sources};
-pub use chains::{Masquerade, refused, set_masquerade_all};
+pub use chains::{Masquerade, refused};
+pub use pod_sources::{PodSources, set_pod_sources};
 pub use source_ranges::{SourceRanges, is_source_ranges};
 
 use std::net::{IpAddr, SocketAddr};

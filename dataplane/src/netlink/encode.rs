@@ -351,10 +351,11 @@ pub(crate) enum Source {
 }
 
 /// The fields whose [`Source`] has no parameters, for the way back.
-pub(crate) const PLAIN_FIELDS: [Field; 28] = [
+pub(crate) const PLAIN_FIELDS: [Field; 29] = [
     Field::NfProto,
     Field::EtherType,
     Field::L4Proto,
+    Field::Iif,
     Field::Iifname,
     Field::Oifname,
     Field::EtherSaddr,
@@ -395,6 +396,7 @@ impl Source {
             Field::NfProto => Self::Meta(meta::NFPROTO),
             Field::EtherType => Self::Meta(meta::PROTOCOL),
             Field::L4Proto => Self::Meta(meta::L4PROTO),
+            Field::Iif => Self::Meta(meta::IIF),
             Field::Iifname => Self::Meta(meta::IIFNAME),
             Field::Oifname => Self::Meta(meta::OIFNAME),
             Field::EtherSaddr => payload(LINK, 6),

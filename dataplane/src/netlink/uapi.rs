@@ -166,6 +166,7 @@ pub(crate) mod meta {
     pub(crate) const DREG: u16 = 1;
     pub(crate) const KEY: u16 = 2;
     pub(crate) const PROTOCOL: u32 = 1;
+    pub(crate) const IIF: u32 = 4;
     pub(crate) const IIFNAME: u32 = 6;
     pub(crate) const OIFNAME: u32 = 7;
     pub(crate) const NFPROTO: u32 = 15;

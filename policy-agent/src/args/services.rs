@@ -7,6 +7,7 @@ use clap::Args;
 use ipnet::IpNet;
 
 use super::duration;
+use crate::config::detect_local::{DetectLocalMode, interface_name, interface_prefix};
 use crate::config::services::{NodePortAddress, ServiceConfig, prefix_of};
 
 /// See [`ServiceConfig`], which has the defaults.
@@ -17,6 +18,16 @@ pub struct ServiceFlags {
     /// masqueraded. Default: only this node's pods count as pods.
     #[arg(long, value_name = "CIDR,..", value_delimiter = ',', value_parser = prefix_of)]
     pub cluster_cidr: Option<Vec<IpNet>>,
+    /// By what pods are told from other senders: ClusterCIDR, NodeCIDR, BridgeInterface or
+    /// InterfaceNamePrefix [default: ClusterCIDR].
+    #[arg(long, value_name = "MODE")]
+    pub detect_local_mode: Option<DetectLocalMode>,
+    /// The bridge of the pods, for the mode BridgeInterface.
+    #[arg(long, value_name = "NAME", value_parser = interface_name)]
+    pub pod_bridge_interface: Option<String>,
+    /// What the names of the pods' interfaces begin with, for the mode InterfaceNamePrefix.
+    #[arg(long, value_name = "PREFIX", value_parser = interface_prefix)]
+    pub pod_interface_name_prefix: Option<String>,
     /// Where node ports are served: primary, localhost, all, or prefixes [default: primary].
     #[arg(long, value_name = "ADDRESS,..", value_delimiter = ',')]
     pub nodeport_addresses: Option<Vec<NodePortAddress>>,
@@ -71,6 +82,19 @@ impl ServiceFlags {
             }
         }
         set(&mut config.cluster_cidrs, self.cluster_cidr.as_ref());
+        set(
+            &mut config.detect_local_mode,
+            self.detect_local_mode.as_ref(),
+        );
+        let interfaces = &mut config.detect_local;
+        set(
+            &mut interfaces.bridge_interface,
+            self.pod_bridge_interface.as_ref(),
+        );
+        set(
+            &mut interfaces.interface_name_prefix,
+            self.pod_interface_name_prefix.as_ref(),
+        );
         set(
             &mut config.node_port_addresses,
             self.nodeport_addresses.as_ref(),

@@ -88,7 +88,8 @@ fn durations_are_read_with_their_units() {
 fn a_flag_of_services_counts_over_the_file() {
     let line = "run --node-name n1 --cluster-cidr 10.244.0.0/16,fd00::/48 \
                 --nodeport-addresses all,localhost --masquerade-all --min-sync-period 1s \
-                --conntrack-tcp-be-liberal=false --healthz-bind-address 0.0.0.0:10256";
+                --conntrack-tcp-be-liberal=false --healthz-bind-address 0.0.0.0:10256 \
+                --detect-local-mode BridgeInterface --pod-bridge-interface cni0";
     let Ok(Command::Run(run)) = parse(line) else {
         panic!("a valid line");
     };
@@ -98,11 +99,16 @@ fn a_flag_of_services_counts_over_the_file() {
     file.sync_period = Duration::from_secs(5);
     let config = run.services.over(file);
     assert_eq!(config.cluster_cidrs.len(), 2);
+    assert_eq!(config.detect_local_mode.to_string(), "BridgeInterface");
+    assert_eq!(config.detect_local.bridge_interface, "cni0");
+    assert_eq!(config.missing(), None);
     assert_eq!(config.node_port_addresses.len(), 2);
     assert!(config.masquerade_all && !config.conntrack.tcp_be_liberal);
     assert_eq!(config.conntrack.min, 7, "as in the file");
     assert_eq!(config.sync_period, Duration::from_secs(5), "as in the file");
     assert!(config.healthz_bind_address.is_some() && config.metrics_bind_address.is_none());
+    let error = parse("run --node-name n1 --pod-interface-name-prefix veth+").expect_err("no name");
+    assert!(error.contains("write \"veth\""), "{error}");
     let error = parse("run --node-name n1 --nodeport-addresses eth0").expect_err("no address");
     assert!(
         error.contains("--nodeport-addresses") && error.contains("primary"),

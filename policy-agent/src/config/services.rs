@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 
+use super::detect_local::{DetectLocalConfig, DetectLocalMode};
 use crate::args::duration;
 
 /// The section `services` of the file; each key is a flag of `run` as well, and the flag
@@ -23,6 +24,10 @@ pub struct ServiceConfig {
     /// any, only the pods of this node count as pods.
     #[serde(rename = "clusterCIDRs", deserialize_with = "prefixes")]
     pub cluster_cidrs: Vec<IpNet>,
+    /// By what pods are told from other senders; by `clusterCIDRs` by default.
+    pub detect_local_mode: DetectLocalMode,
+    /// The interfaces that pods are known by in some of the modes.
+    pub detect_local: DetectLocalConfig,
     /// On which of the node's addresses node ports are served; `[primary]` by default.
     #[serde(deserialize_with = "parsed_list")]
     pub node_port_addresses: Vec<NodePortAddress>,
@@ -89,6 +94,8 @@ impl Default for ServiceConfig {
         Self {
             enabled: true,
             cluster_cidrs: Vec::new(),
+            detect_local_mode: DetectLocalMode::default(),
+            detect_local: DetectLocalConfig::default(),
             node_port_addresses: vec![NodePortAddress::Primary],
             masquerade_all: false,
             external_ip_ranges: None,
@@ -127,6 +134,11 @@ impl ServiceConfig {
             ));
         }
         None
+    }
+
+    /// What is missing, once the flags are over the file.
+    pub(crate) fn missing(&self) -> Option<String> {
+        self.detect_local_mode.missing(&self.detect_local)
     }
 }
 

@@ -13,6 +13,7 @@ use super::Owner;
 use super::news::Served;
 use crate::addresses::HostAddresses;
 use crate::complaint::Complaint;
+use crate::config::detect_local::DetectLocalMode;
 use crate::config::services::{NodePortAddress, ServiceConfig};
 
 /// A review looks at so many Services at a time: others want the owner, too.
@@ -76,6 +77,8 @@ pub(super) struct ServiceProgress {
     no_local_endpoints: NoLocalEndpoints,
     /// On which of the node's addresses node ports are served.
     pub(super) node_port_addresses: Vec<NodePortAddress>,
+    /// By what pods are told from others.
+    detect_local_mode: DetectLocalMode,
     host: HostAddresses,
     pub(super) served: Served,
 }
@@ -93,6 +96,7 @@ impl Default for ServiceProgress {
             contested: 0,
             no_local_endpoints: NoLocalEndpoints::default(),
             node_port_addresses: vec![NodePortAddress::Primary],
+            detect_local_mode: DetectLocalMode::default(),
             host: HostAddresses::default(),
             served: Served::default(),
         }
@@ -160,7 +164,7 @@ impl<K: Kernel> Owner<K> {
     pub fn configure_services(&mut self, config: &ServiceConfig) {
         self.serves = config.enabled;
         self.proxy.set_config(ProxyConfig {
-            cluster_cidrs: config.cluster_cidrs.clone(),
+            pod_sources: config.detect_local_mode.pod_sources(&config.detect_local),
             masquerade_all: config.masquerade_all,
             external_ip_ranges: config.external_ip_ranges.clone(),
             load_balancer_ip_ranges: config.load_balancer_ip_ranges.clone(),
@@ -168,8 +172,37 @@ impl<K: Kernel> Owner<K> {
         self.service_progress
             .node_port_addresses
             .clone_from(&config.node_port_addresses);
+        self.service_progress.detect_local_mode = config.detect_local_mode;
         self.nat.cluster_cidrs.clone_from(&config.cluster_cidrs);
+        self.own_node_changed();
+    }
+
+    /// This node's Node has changed. Where it is gone, the ranges of its pods stay.
+    pub(super) fn own_node_changed(&mut self) {
         self.node_addresses_changed();
+        let mode = self.service_progress.detect_local_mode;
+        let own = self.index.nodes.get(&self.settings.node);
+        if mode != DetectLocalMode::NodeCidr || own.is_some() {
+            let pod_cidrs = own.map(|node| &*node.pod_cidrs).unwrap_or_default();
+            let ranges = mode.ranges(&self.nat.cluster_cidrs, pod_cidrs);
+            self.proxy.set_cluster_cidrs(ranges);
+        }
+    }
+
+    /// What is missing for the mode in which pods are told from others.
+    pub(super) fn unknown_pods(&self) -> Option<Complaint> {
+        let mode = self.service_progress.detect_local_mode;
+        let own = self.index.nodes.get(&self.settings.node);
+        let knows = own.is_some_and(|node| !node.pod_cidrs.is_empty());
+        (mode == DetectLocalMode::NodeCidr && !knows).then(|| Complaint {
+            about: None,
+            uid: None,
+            reason: "PodCIDRsUnknown",
+            message: format!(
+                "this node has no spec.podCIDRs, by which the detectLocalMode {mode} tells pods \
+                 from others: have kube-controller-manager allocate them, or choose another mode"
+            ),
+        })
     }
 
     /// The addresses of this node's interfaces.
@@ -218,6 +251,7 @@ impl<K: Kernel> Owner<K> {
 
     fn complaints(&self) -> Vec<Complaint> {
         let mut complaints = self.refusals();
+        complaints.extend(self.unknown_pods());
         for (key, findings) in &self.service_progress.findings {
             for problem in &findings.problems {
                 let mut complaint = Complaint::of_service(key, "ServiceNotServed", problem.clone());

@@ -247,6 +247,7 @@ impl<K: Kernel> Owner<K> {
             .chain(of_services)
             .chain(refused)
             .chain(chains)
+            .chain(self.unknown_pods().as_ref().map(Problem::from))
             .chain(self.network.problems().cloned())
             .collect()
     }

@@ -4,6 +4,7 @@
 mod adoption;
 mod closed;
 mod cold_start;
+mod detect_local;
 mod drift;
 mod endpoints;
 mod flows;

@@ -18,7 +18,7 @@ use crate::model::{
     EndpointSlice, ObjectKey, Protocol, Service, ServicePort, ServiceType, SliceEndpoint,
     SlicePort, TargetPort, TrafficPolicy,
 };
-use crate::{NodeIdentity, Proxy, ProxyConfig, SyncReport};
+use crate::{NodeIdentity, Proxy, SyncReport};
 
 pub(super) const NODE: &str = "node-1";
 
@@ -211,10 +211,8 @@ impl Node {
             let hairpin = layout_of::HAIRPIN.of(family);
             desired.insert(&INET, hairpin, itself, Element::member());
         }
-        self.proxy.set_config(ProxyConfig {
-            cluster_cidrs: ["10.88.0.0/14", "fd88::/15"].map(network).into(),
-            ..ProxyConfig::default()
-        });
+        let ranges = ["10.88.0.0/14", "fd88::/15"].map(network);
+        self.proxy.set_cluster_cidrs(&ranges);
         self.proxy.set_node_addresses(NODE_IPS.map(address));
     }
 

@@ -1,7 +1,6 @@
 //! What the proxy is told of the node and the cluster, and tells of the node's health.
 
 use super::harness::*;
-use crate::ProxyConfig;
 use crate::model::{Service, ServiceType, TrafficPolicy};
 
 use dataplane::layout::PerFamily;
@@ -79,10 +78,7 @@ fn sets_hold_what_was_told_last() {
     let net = |text: &str| text.parse().expect("a prefix");
     node.proxy
         .set_service_cidrs([net("10.96.0.0/16"), net("10.97.0.0/16"), net("fd96::/112")]);
-    node.proxy.set_config(ProxyConfig {
-        cluster_cidrs: vec![net("10.88.0.0/16")],
-        ..ProxyConfig::default()
-    });
+    node.proxy.set_cluster_cidrs(&[net("10.88.0.0/16")]);
     node.settle();
     let (v4, v6) = (IpFamily::V4, IpFamily::V6);
     assert_eq!(held(&node, &layout_of::NODE_ADDRESSES, v4), ["192.0.2.2"]);

@@ -2,6 +2,7 @@
 
 use super::affinity;
 use super::balancer::{Lane, Sources};
+use super::pod_sources::{PodSources, set_pod_sources};
 use super::{
     CLUSTER_CIDRS, CLUSTER_IPS, Entry, HAIRPIN, NODE_ADDRESSES, RESTRICTED, SERVICE_CIDRS,
     endpoint_type, original_daddr,
@@ -21,12 +22,12 @@ use crate::rule::{Reject, Rule, Statement, Verdict};
 pub(in crate::layout) const UNSERVED_CHAIN: &str = "unserved";
 /// Chain that ends what is sent to a cluster IP on a port that no Service has.
 pub(in crate::layout) const CLUSTER_IPS_CHAIN: &str = "cluster-ips";
-const SERVICES_CHAIN: &str = "services";
-const CLUSTER_SERVICES_CHAIN: &str = "cluster-services";
+pub(super) const SERVICES_CHAIN: &str = "services";
+pub(super) const CLUSTER_SERVICES_CHAIN: &str = "cluster-services";
 const RESTRICTED_CHAIN: &str = "restricted";
 const REFUSE_CHAIN: &str = "refuse";
 const SERVED_CHAIN: &str = "served";
-const FOREIGN_CHAIN: &str = "masquerade-foreign";
+pub(super) const FOREIGN_CHAIN: &str = "masquerade-foreign";
 
 /// Verdict for a frontend that is refused: the client learns it at once.
 pub fn refused() -> Verdict {
@@ -68,23 +69,13 @@ impl Masquerade {
     }
 }
 
-/// Wants that all traffic to cluster IPs gets this node's address, or only what does not come
-/// from the cluster's pods.
-pub fn set_masquerade_all(desired: &mut Desired, all: bool) {
-    let mut rules = Vec::new();
-    if !all {
-        rules = from_cluster(|rule| rule.verdict(Verdict::Return));
-    }
-    rules.push(Rule::new().with(Statement::Masquerade));
-    regular_chain(desired, FOREIGN_CHAIN, "whom answers would pass by", rules);
-}
-
 pub(in crate::layout) fn install(desired: &mut Desired) {
     install_sets(desired);
     affinity::install(desired);
     install_translation(desired);
     install_filters(desired);
     install_masquerade(desired);
+    set_pod_sources(desired, &PodSources::default(), false);
 }
 
 fn install_sets(desired: &mut Desired) {
@@ -170,22 +161,6 @@ fn ask(map: impl Fn(Entry) -> &'static PerFamily) -> Vec<Rule> {
     rules
 }
 
-/// Rules for what comes from pods, by their addresses: those of this node, which are paired
-/// with themselves, and the ranges of the cluster. Not by interface: with br_netfilter a
-/// packet that goes back into its bridge has none when its source is chosen.
-fn from_cluster(end: impl Fn(Rule) -> Rule) -> Vec<Rule> {
-    let mut rules = Vec::new();
-    for family in IpFamily::BOTH {
-        let source = family.saddr();
-        let pods = HAIRPIN.of(family).clone();
-        let ranges = CLUSTER_CIDRS.of(family).clone();
-        let from = |key: &[Field], set| end(Rule::new().family(family).in_set(key, set));
-        rules.push(from(&[source, source], pods));
-        rules.push(from(&[source], ranges));
-    }
-    rules
-}
-
 fn install_translation(desired: &mut Desired) {
     for (chain, comment, sources) in [
         (
@@ -203,16 +178,6 @@ fn install_translation(desired: &mut Desired) {
         regular_chain(desired, chain, comment, rules);
     }
     let jump = |chain: &str| Rule::new().jump(chain);
-    let mut prerouting = from_cluster(|rule| rule.jump(CLUSTER_SERVICES_CHAIN));
-    prerouting.push(jump(SERVICES_CHAIN));
-    base_chain(
-        desired,
-        &INET,
-        "nat-prerouting",
-        (ChainType::Nat, Hook::Prerouting, PRIORITY_DSTNAT),
-        "Services for what comes in",
-        prerouting,
-    );
     base_chain(
         desired,
         &INET,
@@ -308,7 +273,6 @@ fn install_masquerade(desired: &mut Desired) {
     for masquerade in Masquerade::BOTH {
         regular_chain(desired, masquerade.chain(), "", vec![masquerade.rule()]);
     }
-    set_masquerade_all(desired, false);
 
     // The packet's destination is the endpoint by now.
     let was_sent_to = |family: IpFamily, set: &PerFamily| {
