@@ -10,6 +10,7 @@
 //! was opened.
 
 pub mod observed;
+pub mod read;
 
 use std::io;
 

@@ -1,29 +1,28 @@
-//! What the kernel says about links, addresses and routes.
-//!
-//! Only the attributes that we ask about are read. A full parser must know every
-//! attribute of every kernel, and has failed on new ones.
+//! What the kernel says about links, addresses and routes: of the attributes of an answer
+//! those that the plugin asks about.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use dataplane::attachment::MacAddr;
 use ipnet::IpNet;
-use netlink_packet_core::{NlaBuffer, NlasIterator};
+use nix::libc::{self, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE};
 
+use super::read::{attributes, ip, mac, text, u32_at, unspecified};
 use super::{Answer, NetlinkError};
 
-/// `RTM_NEWLINK`, `RTM_NEWADDR`, `RTM_NEWROUTE`.
-const NEW_LINK: u16 = 16;
-const NEW_ADDRESS: u16 = 20;
-const NEW_ROUTE: u16 = 24;
+/// `IF_OPER_UP` (`linux/if.h`), one byte in `IFLA_OPERSTATE`.
+const IF_OPER_UP: u8 = libc::IF_OPER_UP as u8;
 
-/// `IFLA_AF_SPEC`, and what of an attribute's type is not a flag.
-const AF_SPEC: u16 = 26;
-const KIND_MASK: u16 = 0x3fff;
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
-const IFF_UP: u32 = 1;
-/// `IF_OPER_UP`.
-const OPER_UP: u8 = 6;
+/// Settings of a bridge (`linux/if_link.h`).
+const IFLA_BR_VLAN_FILTERING: u16 = 7;
+const IFLA_BR_NF_CALL_IPTABLES: u16 = 36;
+const IFLA_BR_NF_CALL_IP6TABLES: u16 = 37;
+
+/// VLANs of a port (`linux/if_bridge.h`).
+const IFLA_BRIDGE_VLAN_INFO: u16 = 2;
+const BRIDGE_VLAN_INFO_PVID: u16 = 1 << 1;
+const BRIDGE_VLAN_INFO_RANGE_BEGIN: u16 = 1 << 3;
+const BRIDGE_VLAN_INFO_RANGE_END: u16 = 1 << 4;
 
 /// A link (`struct ifinfomsg`, `IFLA_*`).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -85,18 +84,18 @@ pub struct ObservedRoute {
 impl Answer {
     /// The links among the replies.
     pub fn links(&self) -> Result<Vec<Link>, NetlinkError> {
-        self.bodies(NEW_LINK).map(link).collect()
+        self.bodies(RTM_NEWLINK).map(link).collect()
     }
 
     /// The addresses among the replies.
     pub fn addresses(&self) -> Result<Vec<Address>, NetlinkError> {
-        let addresses = self.bodies(NEW_ADDRESS).map(address);
+        let addresses = self.bodies(RTM_NEWADDR).map(address);
         addresses.filter_map(Result::transpose).collect()
     }
 
     /// The unicast routes among the replies, of all tables.
     pub fn routes(&self) -> Result<Vec<ObservedRoute>, NetlinkError> {
-        let routes = self.bodies(NEW_ROUTE).map(route);
+        let routes = self.bodies(RTM_NEWROUTE).map(route);
         routes.filter_map(Result::transpose).collect()
     }
 
@@ -104,116 +103,101 @@ impl Answer {
     /// [`push_vlan_query`](crate::link::vlan::push_vlan_query).
     pub fn vlans(&self, port: u32) -> Result<Vec<PortVlan>, NetlinkError> {
         let mut vlans = Vec::new();
-        for body in self.bodies(NEW_LINK) {
-            let header = body.get(..16).ok_or(NetlinkError::Malformed)?;
-            if u32_at(header, 4)? != port {
+        for body in self.bodies(RTM_NEWLINK) {
+            if u32_at(body, 4)? != port {
                 continue;
             }
-            for attribute in attributes(&body[16..]) {
+            for attribute in attributes(body, LINK_HEADER)? {
                 let attribute = attribute?;
-                if attribute.kind() & KIND_MASK == AF_SPEC {
+                if attribute.kind() == libc::IFLA_AF_SPEC {
                     vlans.extend(port_vlans(attribute.value())?);
                 }
             }
         }
         Ok(vlans)
     }
-
-    fn bodies(&self, kind: u16) -> impl Iterator<Item = &[u8]> {
-        let replies = self.replies.iter();
-        replies
-            .filter(move |(k, _)| *k == kind)
-            .map(|(_, body)| body.as_slice())
-    }
 }
 
+/// Lengths of `struct ifinfomsg`, `struct ifaddrmsg` and `struct rtmsg`.
+const LINK_HEADER: usize = 16;
+const ADDRESS_HEADER: usize = 8;
+const ROUTE_HEADER: usize = 12;
+
 fn link(body: &[u8]) -> Result<Link, NetlinkError> {
-    let header = body.get(..16).ok_or(NetlinkError::Malformed)?;
     let mut link = Link {
-        index: u32_at(header, 4)?,
-        up: u32_at(header, 8)? & IFF_UP != 0,
+        index: u32_at(body, 4)?,
+        up: u32_at(body, 8)? & libc::IFF_UP as u32 != 0,
         ..Link::default()
     };
-    for attribute in attributes(&body[16..]) {
+    for attribute in attributes(body, LINK_HEADER)? {
         let attribute = attribute?;
         let value = attribute.value();
         match attribute.kind() {
-            1 => link.mac = <[u8; 6]>::try_from(value).ok().map(MacAddr),
-            3 => link.name = text(value),
-            4 => link.mtu = u32_at(value, 0)?,
-            10 => link.master = Some(u32_at(value, 0)?),
-            16 => link.operational = value == [OPER_UP],
-            18 => {
-                link.kind = link_kind(value)?;
-                if link.kind.as_deref() == Some("bridge") {
-                    bridge_settings(value, &mut link)?;
-                }
-            }
-            20 => link.alias = Some(text(value)).filter(|alias| !alias.is_empty()),
+            libc::IFLA_ADDRESS => link.mac = mac(value),
+            libc::IFLA_IFNAME => link.name = text(value),
+            libc::IFLA_MTU => link.mtu = u32_at(value, 0)?,
+            libc::IFLA_MASTER => link.master = Some(u32_at(value, 0)?),
+            libc::IFLA_OPERSTATE => link.operational = value == [IF_OPER_UP],
+            libc::IFLA_LINKINFO => link_info(value, &mut link)?,
+            libc::IFLA_IFALIAS => link.alias = Some(text(value)).filter(|alias| !alias.is_empty()),
             _ => {}
         }
     }
     Ok(link)
 }
 
-/// `IFLA_INFO_KIND` in `IFLA_LINKINFO`.
-fn link_kind(info: &[u8]) -> Result<Option<String>, NetlinkError> {
-    for attribute in attributes(info) {
+/// The driver, and of a bridge its settings.
+fn link_info(info: &[u8], link: &mut Link) -> Result<(), NetlinkError> {
+    for attribute in attributes(info, 0)? {
         let attribute = attribute?;
-        if attribute.kind() == 1 {
-            return Ok(Some(text(attribute.value())));
+        match attribute.kind() {
+            libc::IFLA_INFO_KIND => link.kind = Some(text(attribute.value())),
+            // The kind comes first (rtnl_link_info_fill).
+            libc::IFLA_INFO_DATA if link.kind.as_deref() == Some("bridge") => {
+                bridge_settings(attribute.value(), link)?;
+            }
+            _ => {}
         }
     }
-    Ok(None)
+    Ok(())
 }
 
-/// `IFLA_BR_VLAN_FILTERING`, and `IFLA_BR_NF_CALL_IPTABLES` with its IPv6 twin, in
-/// `IFLA_INFO_DATA`.
-fn bridge_settings(info: &[u8], link: &mut Link) -> Result<(), NetlinkError> {
+fn bridge_settings(data: &[u8], link: &mut Link) -> Result<(), NetlinkError> {
     let mut calls = 0;
-    for attribute in attributes(info) {
-        let attribute = attribute?;
-        if attribute.kind() != 2 {
-            continue;
-        }
-        for setting in attributes(attribute.value()) {
-            let setting = setting?;
-            let is_on = setting.value() == [1];
-            match setting.kind() {
-                7 => link.filters_vlans = is_on,
-                36 | 37 => calls += u8::from(is_on),
-                _ => {}
-            }
+    for setting in attributes(data, 0)? {
+        let setting = setting?;
+        let is_on = setting.value() == [1];
+        match setting.kind() {
+            IFLA_BR_VLAN_FILTERING => link.filters_vlans = is_on,
+            IFLA_BR_NF_CALL_IPTABLES | IFLA_BR_NF_CALL_IP6TABLES => calls += u8::from(is_on),
+            _ => {}
         }
     }
     link.calls_netfilter = calls == 2;
     Ok(())
 }
 
-/// The `IFLA_BRIDGE_VLAN_INFO`s in `IFLA_AF_SPEC`. Equal neighbours come as two, the first
-/// and the last of their range.
+/// The VLANs in `IFLA_AF_SPEC`. Equal neighbours come as two, the first and the last of
+/// their range.
 fn port_vlans(spec: &[u8]) -> Result<Vec<PortVlan>, NetlinkError> {
-    const VLAN_INFO: u16 = 2;
-    /// `BRIDGE_VLAN_INFO_PVID`, `BRIDGE_VLAN_INFO_RANGE_BEGIN`, `BRIDGE_VLAN_INFO_RANGE_END`.
-    const NATIVE: u16 = 1 << 1;
-    const BEGIN: u16 = 1 << 3;
-    const END: u16 = 1 << 4;
     let mut vlans = Vec::new();
     let mut begin = None;
-    for attribute in attributes(spec) {
+    for attribute in attributes(spec, 0)? {
         let attribute = attribute?;
-        if attribute.kind() != VLAN_INFO {
+        if attribute.kind() != IFLA_BRIDGE_VLAN_INFO {
             continue;
         }
         let word = u32_at(attribute.value(), 0)?.to_ne_bytes();
         let flags = u16::from_ne_bytes([word[0], word[1]]);
         let vlan = u16::from_ne_bytes([word[2], word[3]]);
-        let is_native = flags & NATIVE != 0;
-        if flags & BEGIN != 0 {
+        let is_native = flags & BRIDGE_VLAN_INFO_PVID != 0;
+        if flags & BRIDGE_VLAN_INFO_RANGE_BEGIN != 0 {
             begin = Some(vlan);
             continue;
         }
-        let begin = begin.take().filter(|_| flags & END != 0);
+        let begin = begin
+            .take()
+            .filter(|_| flags & BRIDGE_VLAN_INFO_RANGE_END != 0);
         let range = begin.unwrap_or(vlan)..=vlan;
         vlans.extend(range.map(|vlan| PortVlan { vlan, is_native }));
     }
@@ -221,76 +205,43 @@ fn port_vlans(spec: &[u8]) -> Result<Vec<PortVlan>, NetlinkError> {
 }
 
 fn address(body: &[u8]) -> Result<Option<Address>, NetlinkError> {
-    let header = body.get(..8).ok_or(NetlinkError::Malformed)?;
-    let (family, prefix) = (header[0], header[1]);
     let (mut address, mut local) = (None, None);
-    for attribute in attributes(&body[8..]) {
+    for attribute in attributes(body, ADDRESS_HEADER)? {
         let attribute = attribute?;
         match attribute.kind() {
-            1 => address = ip(family, attribute.value()),
-            // The interface's own on a point-to-point link, where 1 is the peer's.
-            2 => local = ip(family, attribute.value()),
+            libc::IFA_ADDRESS => address = ip(attribute.value()),
+            // The interface's own on a point-to-point link, where the address is the peer's.
+            libc::IFA_LOCAL => local = ip(attribute.value()),
             _ => {}
         }
     }
+    let prefix = body[1];
     let Some(net) = local.or(address).and_then(|ip| IpNet::new(ip, prefix).ok()) else {
         return Ok(None);
     };
     Ok(Some(Address {
-        index: u32_at(header, 4)?,
+        index: u32_at(body, 4)?,
         net,
     }))
 }
 
 fn route(body: &[u8]) -> Result<Option<ObservedRoute>, NetlinkError> {
-    let header = body.get(..12).ok_or(NetlinkError::Malformed)?;
-    let (family, prefix, kind) = (header[0], header[1], header[7]);
-    const RTN_UNICAST: u8 = 1;
-    if kind != RTN_UNICAST {
+    let header: &[u8; ROUTE_HEADER] = body.first_chunk().ok_or(NetlinkError::Malformed)?;
+    let (prefix, kind) = (header[1], header[7]);
+    let Some(unspecified) = unspecified(header[0]).filter(|_| kind == libc::RTN_UNICAST) else {
         return Ok(None);
-    }
-    let mut dst = match family {
-        AF_INET => Some(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
-        AF_INET6 => Some(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
-        _ => None,
     };
+    let mut dst = Some(unspecified);
     let (mut gateway, mut oif) = (None, None);
-    for attribute in attributes(&body[12..]) {
+    for attribute in attributes(body, ROUTE_HEADER)? {
         let attribute = attribute?;
         match attribute.kind() {
-            1 => dst = ip(family, attribute.value()),
-            4 => oif = Some(u32_at(attribute.value(), 0)?),
-            5 => gateway = ip(family, attribute.value()),
+            libc::RTA_DST => dst = ip(attribute.value()),
+            libc::RTA_OIF => oif = Some(u32_at(attribute.value(), 0)?),
+            libc::RTA_GATEWAY => gateway = ip(attribute.value()),
             _ => {}
         }
     }
     let dst = dst.and_then(|ip| IpNet::new(ip, prefix).ok());
     Ok(dst.map(|dst| ObservedRoute { dst, gateway, oif }))
-}
-
-fn attributes(bytes: &[u8]) -> impl Iterator<Item = Result<NlaBuffer<&[u8]>, NetlinkError>> {
-    NlasIterator::new(bytes).map(|attribute| attribute.map_err(|_| NetlinkError::Malformed))
-}
-
-fn ip(family: u8, bytes: &[u8]) -> Option<IpAddr> {
-    match family {
-        AF_INET => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
-        AF_INET6 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
-        _ => None,
-    }
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Result<u32, NetlinkError> {
-    match bytes.get(at..at + 4) {
-        Some(word) => Ok(u32::from_ne_bytes([word[0], word[1], word[2], word[3]])),
-        None => Err(NetlinkError::Malformed),
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    let end = bytes
-        .iter()
-        .position(|byte| *byte == 0)
-        .unwrap_or(bytes.len());
-    String::from_utf8_lossy(&bytes[..end]).into_owned()
 }

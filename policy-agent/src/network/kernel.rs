@@ -20,7 +20,7 @@ use super::change::{Change, RouteKey, State, Target};
 use super::plan::{Hop, Plan, Tunnel, Underlay};
 use super::{PROTOCOL, tunnel_name};
 use messages::push_change;
-use observed::{LOCAL, Link, Route, UNICAST, UNREACHABLE};
+use observed::{Link, RTN_LOCAL, RTN_UNICAST, RTN_UNREACHABLE, Route};
 
 /// `RT_TABLE_MAIN`.
 const MAIN: u32 = 254;
@@ -110,9 +110,9 @@ impl Kernel {
                 // A refusal means that there is no route.
                 let found = observed::routes(answer)?;
                 let hop = found.first().and_then(|route| match route.kind {
-                    LOCAL => Some(Hop::Local),
-                    UNICAST if route.gateway.is_some() || route.is_complex => Some(Hop::Beyond),
-                    UNICAST => Some(Hop::OnLink(route.link?)),
+                    RTN_LOCAL => Some(Hop::Local),
+                    RTN_UNICAST if route.gateway.is_some() || route.is_complex => Some(Hop::Beyond),
+                    RTN_UNICAST => Some(Hop::OnLink(route.link?)),
                     _ => None,
                 });
                 hops.extend(hop.map(|hop| (*address, hop)));
@@ -255,12 +255,12 @@ impl Kernel {
                 metric: route.metric,
             };
             let target = match (route.kind, route.gateway, route.link) {
-                (UNICAST, Some(gateway), Some(link)) if !route.is_complex => Target::Via {
+                (RTN_UNICAST, Some(gateway), Some(link)) if !route.is_complex => Target::Via {
                     gateway,
                     link,
                     source: route.source,
                 },
-                (UNREACHABLE, ..) => Target::Unreachable,
+                (RTN_UNREACHABLE, ..) => Target::Unreachable,
                 _ => Target::Other,
             };
             state.routes.insert(key, target);

@@ -1,27 +1,26 @@
-//! What the kernel says about links, routes and neighbours. Only the attributes that we ask
-//! about are read: a full parser fails on those of newer kernels.
+//! What the kernel says about links, routes and neighbours: of the attributes of an answer
+//! those that the agent asks about.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
+use cni_bin::netlink::read::{attributes, ip, mac, text, u32_at, unspecified};
 use cni_bin::netlink::{Answer, NetlinkError};
 use dataplane::attachment::MacAddr;
 use ipnet::IpNet;
-use rtnetlink::packet_core::{NlaBuffer, NlasIterator};
+use nix::libc::{self, RTM_NEWLINK, RTM_NEWNEIGH, RTM_NEWROUTE};
 
-/// `RTM_NEWLINK`, `RTM_NEWROUTE`, `RTM_NEWNEIGH`.
-const NEW_LINK: u16 = 16;
-const NEW_ROUTE: u16 = 24;
-const NEW_NEIGHBOUR: u16 = 28;
+pub(super) use libc::{RTN_LOCAL, RTN_UNICAST, RTN_UNREACHABLE};
 
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
-const IFF_UP: u32 = 1;
-const NUD_PERMANENT: u16 = 0x80;
+/// Settings of a VXLAN device (`linux/if_link.h`).
+const IFLA_VXLAN_ID: u16 = 1;
+const IFLA_VXLAN_LOCAL: u16 = 4;
+const IFLA_VXLAN_LEARNING: u16 = 7;
+const IFLA_VXLAN_PORT: u16 = 15;
+const IFLA_VXLAN_LOCAL6: u16 = 17;
 
-/// `RTN_UNICAST`, `RTN_LOCAL`, `RTN_UNREACHABLE`.
-pub(super) const UNICAST: u8 = 1;
-pub(super) const LOCAL: u8 = 2;
-pub(super) const UNREACHABLE: u8 = 7;
+/// Of a route (`linux/rtnetlink.h`): a next hop of the other family, a next hop object.
+const RTA_VIA: u16 = 18;
+const RTA_NH_ID: u16 = 30;
 
 /// A link (`struct ifinfomsg`, `IFLA_*`).
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -70,67 +69,69 @@ pub(super) struct Neighbour {
 }
 
 pub(super) fn links(answer: &Answer) -> Result<Vec<Link>, NetlinkError> {
-    bodies(answer, NEW_LINK).map(link).collect()
+    answer.bodies(RTM_NEWLINK).map(link).collect()
 }
 
 pub(super) fn routes(answer: &Answer) -> Result<Vec<Route>, NetlinkError> {
-    let routes = bodies(answer, NEW_ROUTE).map(route);
+    let routes = answer.bodies(RTM_NEWROUTE).map(route);
     routes.filter_map(Result::transpose).collect()
 }
 
 /// Those that do not age.
 pub(super) fn neighbours(answer: &Answer) -> Result<Vec<Neighbour>, NetlinkError> {
-    let neighbours = bodies(answer, NEW_NEIGHBOUR).map(neighbour);
+    let neighbours = answer.bodies(RTM_NEWNEIGH).map(neighbour);
     neighbours.filter_map(Result::transpose).collect()
 }
 
-fn bodies(answer: &Answer, kind: u16) -> impl Iterator<Item = &[u8]> {
-    let replies = answer.replies.iter();
-    replies
-        .filter(move |(k, _)| *k == kind)
-        .map(|(_, body)| body.as_slice())
-}
+/// Lengths of `struct ifinfomsg`, `struct rtmsg` and `struct ndmsg`.
+const LINK_HEADER: usize = 16;
+const ROUTE_HEADER: usize = 12;
+const NEIGHBOUR_HEADER: usize = 12;
 
 fn link(body: &[u8]) -> Result<Link, NetlinkError> {
     let mut link = Link {
         index: u32_at(body, 4)?,
-        up: u32_at(body, 8)? & IFF_UP != 0,
+        up: u32_at(body, 8)? & libc::IFF_UP as u32 != 0,
         ..Link::default()
     };
-    for attribute in attributes(body, 16)? {
+    for attribute in attributes(body, LINK_HEADER)? {
         let attribute = attribute?;
         let value = attribute.value();
         match attribute.kind() {
-            1 => link.mac = <[u8; 6]>::try_from(value).ok().map(MacAddr),
-            3 => link.name = text(value),
-            4 => link.mtu = u32_at(value, 0)?,
-            18 => {
-                for attribute in attributes(value, 0)? {
-                    let attribute = attribute?;
-                    match attribute.kind() {
-                        1 => link.kind = text(attribute.value()),
-                        // The kind comes first (rtnl_link_info_fill).
-                        2 if link.kind == "vxlan" => link.vxlan = vxlan(attribute.value())?,
-                        _ => {}
-                    }
-                }
-            }
+            libc::IFLA_ADDRESS => link.mac = mac(value),
+            libc::IFLA_IFNAME => link.name = text(value),
+            libc::IFLA_MTU => link.mtu = u32_at(value, 0)?,
+            libc::IFLA_LINKINFO => link_info(value, &mut link)?,
             _ => {}
         }
     }
     Ok(link)
 }
 
-fn vxlan(info: &[u8]) -> Result<Vxlan, NetlinkError> {
-    let mut vxlan = Vxlan::default();
+/// The driver, and of a VXLAN device its settings.
+fn link_info(info: &[u8], link: &mut Link) -> Result<(), NetlinkError> {
     for attribute in attributes(info, 0)? {
+        let attribute = attribute?;
+        match attribute.kind() {
+            libc::IFLA_INFO_KIND => link.kind = text(attribute.value()),
+            // The kind comes first (rtnl_link_info_fill).
+            libc::IFLA_INFO_DATA if link.kind == "vxlan" => link.vxlan = vxlan(attribute.value())?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn vxlan(data: &[u8]) -> Result<Vxlan, NetlinkError> {
+    let mut vxlan = Vxlan::default();
+    for attribute in attributes(data, 0)? {
         let attribute = attribute?;
         let value = attribute.value();
         match attribute.kind() {
-            1 => vxlan.vni = u32_at(value, 0)?,
-            4 | 17 => vxlan.local = ip(value),
-            7 => vxlan.learning = value != [0],
-            15 => {
+            IFLA_VXLAN_ID => vxlan.vni = u32_at(value, 0)?,
+            IFLA_VXLAN_LOCAL | IFLA_VXLAN_LOCAL6 => vxlan.local = ip(value),
+            IFLA_VXLAN_LEARNING => vxlan.learning = value != [0],
+            IFLA_VXLAN_PORT => {
                 let bytes = value.first_chunk().ok_or(NetlinkError::Malformed)?;
                 vxlan.port = u16::from_be_bytes(*bytes);
             }
@@ -141,11 +142,9 @@ fn vxlan(info: &[u8]) -> Result<Vxlan, NetlinkError> {
 }
 
 fn route(body: &[u8]) -> Result<Option<Route>, NetlinkError> {
-    let header: &[u8; 12] = body.first_chunk().ok_or(NetlinkError::Malformed)?;
-    let unspecified = match header[0] {
-        AF_INET => IpAddr::from(Ipv4Addr::UNSPECIFIED),
-        AF_INET6 => IpAddr::from(Ipv6Addr::UNSPECIFIED),
-        _ => return Ok(None),
+    let header: &[u8; ROUTE_HEADER] = body.first_chunk().ok_or(NetlinkError::Malformed)?;
+    let Some(unspecified) = unspecified(header[0]) else {
+        return Ok(None);
     };
     let mut address = unspecified;
     let mut route = Route {
@@ -159,18 +158,17 @@ fn route(body: &[u8]) -> Result<Option<Route>, NetlinkError> {
         source: None,
         is_complex: false,
     };
-    for attribute in attributes(body, 12)? {
+    for attribute in attributes(body, ROUTE_HEADER)? {
         let attribute = attribute?;
         let value = attribute.value();
         match attribute.kind() {
-            1 => address = ip(value).ok_or(NetlinkError::Malformed)?,
-            4 => route.link = Some(u32_at(value, 0)?),
-            5 => route.gateway = ip(value),
-            6 => route.metric = u32_at(value, 0)?,
-            7 => route.source = ip(value),
-            15 => route.table = u32_at(value, 0)?,
-            // RTA_MULTIPATH, RTA_VIA, RTA_NH_ID
-            9 | 18 | 30 => route.is_complex = true,
+            libc::RTA_DST => address = ip(value).ok_or(NetlinkError::Malformed)?,
+            libc::RTA_OIF => route.link = Some(u32_at(value, 0)?),
+            libc::RTA_GATEWAY => route.gateway = ip(value),
+            libc::RTA_PRIORITY => route.metric = u32_at(value, 0)?,
+            libc::RTA_PREFSRC => route.source = ip(value),
+            libc::RTA_TABLE => route.table = u32_at(value, 0)?,
+            libc::RTA_MULTIPATH | RTA_VIA | RTA_NH_ID => route.is_complex = true,
             _ => {}
         }
     }
@@ -179,47 +177,18 @@ fn route(body: &[u8]) -> Result<Option<Route>, NetlinkError> {
 }
 
 fn neighbour(body: &[u8]) -> Result<Option<Neighbour>, NetlinkError> {
-    let header: &[u8; 12] = body.first_chunk().ok_or(NetlinkError::Malformed)?;
-    let (mut address, mut mac) = (None, None);
-    for attribute in attributes(body, 12)? {
+    let header: &[u8; NEIGHBOUR_HEADER] = body.first_chunk().ok_or(NetlinkError::Malformed)?;
+    let (mut address, mut hardware) = (None, None);
+    for attribute in attributes(body, NEIGHBOUR_HEADER)? {
         let attribute = attribute?;
         match attribute.kind() {
-            1 => address = ip(attribute.value()),
-            2 => mac = <[u8; 6]>::try_from(attribute.value()).ok().map(MacAddr),
+            libc::NDA_DST => address = ip(attribute.value()),
+            libc::NDA_LLADDR => hardware = mac(attribute.value()),
             _ => {}
         }
     }
-    let is_permanent = u16::from_ne_bytes([header[8], header[9]]) & NUD_PERMANENT != 0;
-    let found = address.zip(mac).filter(|_| is_permanent);
+    let is_permanent = u16::from_ne_bytes([header[8], header[9]]) & libc::NUD_PERMANENT != 0;
+    let found = address.zip(hardware).filter(|_| is_permanent);
     let link = u32_at(header, 4)?;
     Ok(found.map(|(address, mac)| Neighbour { link, address, mac }))
-}
-
-type Attributes<'a> = NlasIterator<&'a [u8]>;
-
-/// The attributes behind a header of that length.
-fn attributes(
-    body: &[u8],
-    header: usize,
-) -> Result<impl Iterator<Item = Result<NlaBuffer<&[u8]>, NetlinkError>>, NetlinkError> {
-    let rest = body.get(header..).ok_or(NetlinkError::Malformed)?;
-    let all: Attributes<'_> = NlasIterator::new(rest);
-    Ok(all.map(|attribute| attribute.map_err(|_| NetlinkError::Malformed)))
-}
-
-fn ip(bytes: &[u8]) -> Option<IpAddr> {
-    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
-    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from))
-        .ok()
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Result<u32, NetlinkError> {
-    let word = bytes.get(at..).and_then(|rest| rest.first_chunk());
-    word.map(|word| u32::from_ne_bytes(*word))
-        .ok_or(NetlinkError::Malformed)
-}
-
-fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0);
-    String::from_utf8_lossy(&bytes[..end.unwrap_or(bytes.len())]).into_owned()
 }
