@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use dataplane::attachment::{MacAddr, Mode, PodRef};
+use dataplane::attachment::{Attachment, MacAddr, Mode, PodRef};
 use dataplane::fake::Fake;
 use dataplane::kernel::{CommitError, KernelError, StaleFlow};
 use dataplane::object::{Element, Key, Name, Ruleset, TableId};
@@ -10,7 +10,7 @@ use dataplane::transaction::Transaction;
 use proxy::model::ObjectKey;
 
 use super::*;
-use crate::event::{Kind, Object};
+use crate::event::{Event, Kind, Object};
 use crate::model::{Labels, Namespace, Pod, PodPhase};
 use crate::owner::Settings;
 

@@ -11,6 +11,7 @@ mod delegation;
 mod delete;
 mod dhcp;
 mod first_packet;
+mod hostport_ends;
 mod hostports;
 mod ipam;
 mod masquerade;

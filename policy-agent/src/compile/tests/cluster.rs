@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 
-use super::{address, labels, peer, port_match, selector};
+use super::address;
+use super::random::{labels, peer, port_match, selector};
 use crate::model::cluster_policy::{Action, ClusterNetworkPolicy, ClusterRule, PodSelection, Tier};
 use crate::model::policy::{Peer, Peers, Ports, Rule};
 use crate::model::{LabelSelector, Node};
