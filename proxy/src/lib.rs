@@ -295,6 +295,12 @@ impl Proxy {
         Some(SocketAddr::new(target.address, target.port))
     }
 
+    /// The number of endpoints that a frontend, by IP protocol, has for these sources.
+    pub fn slots(&self, protocol: u8, frontend: SocketAddr, sources: Sources) -> usize {
+        let id = FrontendId::of(protocol, frontend);
+        id.map_or(0, |id| self.maps.targets(id, sources).len())
+    }
+
     /// Has the next sync try again what was left out.
     pub fn restore(&mut self) {
         for id in self.maps.take_refused() {

@@ -39,7 +39,7 @@ impl<K: Kernel> Owner<K> {
         complaints
     }
 
-    fn owners_of_element(&self, set: &Name, key: &Key) -> BTreeSet<(Kind, ObjectKey)> {
+    pub(super) fn owners_of_element(&self, set: &Name, key: &Key) -> BTreeSet<(Kind, ObjectKey)> {
         let services = |keys: BTreeSet<ObjectKey>| {
             let keys = keys.into_iter();
             keys.map(|key| (Kind::Service, key)).collect()

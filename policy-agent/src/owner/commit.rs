@@ -1,12 +1,13 @@
 //! Commits: chunks, refused operations, changes by others.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
 
 use dataplane::diff::diff;
 use dataplane::kernel::{CommitError, Kernel, KernelError, Rejection};
 use dataplane::layout;
 use dataplane::layout::policy;
-use dataplane::layout::services::{Lane, Slot};
+use dataplane::layout::services::{self, Lane, Slot};
 use dataplane::object::Ruleset;
 use dataplane::transaction::{Operation, Transaction};
 
@@ -215,7 +216,7 @@ impl<K: Kernel> Owner<K> {
         transaction: &Transaction,
         rejections: Vec<Rejection>,
     ) -> Result<(), SyncError> {
-        let mut has_gaps = false;
+        let mut replanned = BTreeSet::new();
         for rejection in &rejections {
             let operation = rejection
                 .operation
@@ -240,11 +241,29 @@ impl<K: Kernel> Owner<K> {
                         let place = (table, set, key);
                         match endpoint {
                             Some(endpoint) => {
-                                has_gaps = true;
+                                let owner = slot.and_then(|slot| {
+                                    self.proxy.owner(slot.protocol, slot.frontend)
+                                });
+                                replanned.extend(owner.cloned());
                                 refused.leave_out_slot(desired, place, endpoint, &reason);
                             }
                             None => refused.leave_out_element(desired, place, &reason),
                         }
+                    }
+                }
+                Some(Operation::AddElements {
+                    table,
+                    set,
+                    elements,
+                }) if let Some((lane, family)) = lane_of(set, Lane::frontends) => {
+                    let blamed = elements.get(rejection.elements.clone()).unwrap_or_default();
+                    for (key, _) in blamed {
+                        let at = services::parse_frontend(lane.entry, family, key);
+                        let slots = at.map_or(0, |(protocol, frontend)| {
+                            self.proxy.slots(protocol, frontend, lane.sources)
+                        });
+                        let place = (table, (lane, family), key);
+                        refused.leave_out_frontend(desired, place, slots, &reason);
                     }
                 }
                 Some(
@@ -276,8 +295,18 @@ impl<K: Kernel> Owner<K> {
             }
             tracing::error!(error = %rejection, "left out: the kernel refuses it");
         }
-        if has_gaps {
-            // Packets must not be led to slots that are empty.
+        if !replanned.is_empty() {
+            // Packets must not be led to slots that are empty. What else was left out of these
+            // Services was meant for other slots.
+            let elements = self.progress.refused.elements();
+            let theirs = elements.filter(|(set, key, ..)| {
+                let owners = self.owners_of_element(set, key);
+                owners.iter().any(|(_, owner)| replanned.contains(owner))
+            });
+            let theirs = theirs.map(|(set, key, ..)| (set.clone(), key.clone()));
+            let theirs: BTreeSet<_> = theirs.collect();
+            let refused = &mut self.progress.refused;
+            refused.restore_elements(&mut self.desired, &theirs);
             self.proxy.sync(&mut self.desired);
         }
         Ok(())

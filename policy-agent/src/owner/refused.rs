@@ -7,15 +7,16 @@
 //! want of an element ([`policy::opened_without`]). Where nothing of the kind helps
 //! ([`opens_the_node`]) it is no matter of one object: the sync fails, and is tried again.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use dataplane::desired::Desired;
 use dataplane::layout::policy;
 use dataplane::layout::ports::{self, PORTS_OF_POD};
-use dataplane::layout::services::{Lane, RESTRICTED};
-use dataplane::object::{Chain, Element, IpFamily, Key, Name, TableId};
-use dataplane::rule::Rule;
+use dataplane::layout::services::{Balancer, Lane, RESTRICTED, Sources, refused};
+use dataplane::object::{Chain, Element, IpFamily, Key, Name, TableId, Value};
+use dataplane::rule::{Rule, Verdict};
 use dataplane::transaction::Operation;
 
 /// Whether packets that policies forbid might pass if the operation were left out: those of a
@@ -28,6 +29,14 @@ pub(super) fn opens_the_node(desired: &Desired, operation: &Operation) -> bool {
             ports::admits(set) || policy::is_read_by_policies(table, set)
         }
         _ => false,
+    }
+}
+
+/// Where the element of a frontend leads to.
+fn balancer_of(element: &Element) -> Option<Balancer> {
+    match &element.value {
+        Value::Verdict(Verdict::Goto(chain)) => Balancer::of_chain(chain),
+        _ => None,
     }
 }
 
@@ -52,26 +61,32 @@ struct Refused {
     reason: String,
 }
 
-#[derive(Debug)]
+#[derive(PartialEq, Debug)]
 enum Wanted {
     /// `None`: the element is to go.
     Element(Option<Element>),
     /// An endpoint that the proxy does without for now.
     Endpoint,
+    /// Nothing: the element is there in place of one that is refused.
+    StandIn,
     Chain(Chain),
 }
 
 impl RefusedObjects {
     /// Number of objects.
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        let all = self.0.values();
+        all.filter(|refused| refused.wanted != Wanted::StandIn)
+            .count()
     }
 
     /// The elements: set, key, name and reason.
     pub(super) fn elements(&self) -> impl Iterator<Item = (&Name, &Key, &str, &str)> {
         self.0.iter().filter_map(|(place, refused)| match place {
-            Place::Element(_, set, key) => Some((set, key, &*refused.object, &*refused.reason)),
-            Place::Chain(..) => None,
+            Place::Element(_, set, key) if refused.wanted != Wanted::StandIn => {
+                Some((set, key, &*refused.object, &*refused.reason))
+            }
+            _ => None,
         })
     }
 
@@ -127,6 +142,40 @@ impl RefusedObjects {
             object: format!("{set} {}", desired.print_key(table, set, key)),
             reason: reason.to_owned(),
         });
+    }
+
+    /// The same of a frontend, whose balancer chooses among `slots` endpoints. It stays with
+    /// the old balancer unless that chooses among more: some would be gone, and soon their
+    /// slots. Without a balancer connections are refused.
+    pub(super) fn leave_out_frontend(
+        &mut self,
+        desired: &mut Desired,
+        (table, lane, key): (&TableId, (Lane, IpFamily), &Key),
+        slots: usize,
+        reason: &str,
+    ) {
+        let (lane, family) = lane;
+        let set = lane.frontends().of(family);
+        self.leave_out_element(desired, (table, set, key), reason);
+        let kept = desired.get(table, set, key).and_then(balancer_of);
+        if kept.is_some_and(|balancer| balancer.slots as usize <= slots) {
+            return;
+        }
+        desired.remove(table, set, key);
+        let unserved = lane.entry.unserved().of(family);
+        if lane.sources != Sources::All || desired.get(table, unserved, key).is_some() {
+            return;
+        }
+        let place = Place::Element(table.clone(), unserved.clone(), key.clone());
+        if let Entry::Vacant(place) = self.0.entry(place) {
+            desired.insert(table, unserved, key.clone(), Element::verdict(refused()));
+            place.insert(Refused {
+                wanted: Wanted::StandIn,
+                is_of_policies: false,
+                object: String::new(),
+                reason: reason.to_owned(),
+            });
+        }
     }
 
     /// The same of a slot, which the proxy gives to another endpoint.
@@ -189,16 +238,33 @@ impl RefusedObjects {
     /// first: it is then what was made of it, and an object that is gone is not put back later.
     /// Returns whether something of policies was left out: flows were not judged by it so far.
     pub(super) fn restore(&mut self, desired: &mut Desired) -> bool {
-        let is_element =
-            |_: &Place, refused: &mut Refused| !matches!(refused.wanted, Wanted::Endpoint);
+        self.restore_where(desired, |_| true)
+    }
+
+    /// The same for these elements alone.
+    pub(super) fn restore_elements(
+        &mut self,
+        desired: &mut Desired,
+        elements: &BTreeSet<(Name, Key)>,
+    ) {
+        self.restore_where(desired, |place| match place {
+            Place::Element(_, set, key) => elements.contains(&(set.clone(), key.clone())),
+            Place::Chain(..) => false,
+        });
+    }
+
+    fn restore_where(&mut self, desired: &mut Desired, is_meant: impl Fn(&Place) -> bool) -> bool {
+        let is_meant = |place: &Place, refused: &mut Refused| {
+            !matches!(refused.wanted, Wanted::Endpoint) && is_meant(place)
+        };
         let mut is_of_policies = false;
-        for (place, refused) in self.0.extract_if(.., is_element) {
+        for (place, refused) in self.0.extract_if(.., is_meant) {
             is_of_policies |= refused.is_of_policies;
             match (place, refused.wanted) {
                 (Place::Element(table, set, key), Wanted::Element(Some(element))) => {
                     desired.insert(&table, &set, key, element);
                 }
-                (Place::Element(table, set, key), Wanted::Element(None)) => {
+                (Place::Element(table, set, key), Wanted::Element(None) | Wanted::StandIn) => {
                     desired.remove(&table, &set, &key);
                 }
                 (Place::Chain(table, name), Wanted::Chain(chain)) => {

@@ -1,16 +1,22 @@
-//! The kernel refuses an endpoint's slot: its frontend does without it, and without a gap.
+//! The kernel refuses an endpoint's slot or a frontend: the frontend does without it, and
+//! without a gap.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use dataplane::layout::INET;
-use dataplane::layout::services::{ENDPOINTS, UNSERVED, frontend_key, parse_endpoint, slot_key};
-use dataplane::object::IpFamily;
+use dataplane::layout::services::{
+    ENDPOINTS, FRONTENDS, UNSERVED, frontend_key, parse_endpoint, slot_key,
+};
+use dataplane::object::{Element, IpFamily};
+use dataplane::rule::Verdict;
 use dataplane::transaction::Operation;
 
 use super::harness::{Node, assert_sound};
 use super::objects::{ip, namespace, service, slice};
 use super::world;
+use crate::event::Event;
 
 const WEB: &str = "10.96.0.10";
 
@@ -160,5 +166,124 @@ fn a_slot_that_is_refused_with_whatever_endpoint_closes_its_frontend_alone() {
     node.kernel().refuses = None;
     node.apply(namespace("unrelated"));
     assert_eq!(endpoints(&mut node).len(), 203);
+    assert!(is_verified(&mut node));
+}
+
+/// Refuses frontends of the Service that lead to this balancer, so many times.
+fn refuse_balancer(node: &mut Node, balancer: &'static str, times: usize) {
+    let left = Cell::new(times);
+    let before = node.kernel().refuses.take();
+    node.kernel().refuses = Some(Box::new(move |operation, key| {
+        if before.as_ref().is_some_and(|before| before(operation, key)) {
+            return true;
+        }
+        let Operation::AddElements { set, elements, .. } = operation else {
+            return false;
+        };
+        let goto = Element::verdict(Verdict::Goto(balancer.into()));
+        let is_meant = set == FRONTENDS.of(IpFamily::V4)
+            && elements
+                .iter()
+                .any(|(of, element)| Some(of) == key && element.value == goto.value);
+        let refuses = is_meant && left.get() > 0;
+        left.set(left.get() - usize::from(refuses));
+        refuses
+    }));
+}
+
+/// Regression: it stayed with the old balancer, which led to the endpoint that was gone, and
+/// then to none.
+#[test]
+fn a_frontend_that_cannot_follow_its_shrinking_endpoints_refuses_connections() {
+    let mut node = Node::new();
+    node.list(&world());
+    node.settle();
+    refuse_balancer(&mut node, "random-2", usize::MAX);
+    node.apply(slice("x/web-1", "web", &["10.88.0.2", "10.99.0.2"]));
+    for _ in 0..2 {
+        assert_eq!(node.served(WEB, 80), Vec::<String>::new());
+        assert!(is_refused(&mut node));
+        assert!(is_verified(&mut node));
+        let problems = node.problems();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(
+            problems[0].starts_with("Service x/web: frontends4 "),
+            "{problems:?}"
+        );
+        assert_eq!(node.owner.summary().unusable, 1);
+        // Nor does it by the next sync, which tries it again.
+        node.apply(namespace("unrelated"));
+    }
+    node.kernel().refuses = None;
+    node.apply(namespace("another"));
+    assert_eq!(
+        endpoints(&mut node),
+        ["10.88.0.2 . 8080", "10.99.0.2 . 8080"]
+    );
+    assert!(!is_refused(&mut node));
+    assert_eq!(node.problems(), Vec::<String>::new());
+    assert!(is_verified(&mut node));
+}
+
+#[test]
+fn a_frontend_that_cannot_follow_its_growing_endpoints_keeps_the_old_ones() {
+    let mut node = Node::new();
+    node.list(&world());
+    node.settle();
+    let before = node.served(WEB, 80);
+    refuse_balancer(&mut node, "random-4", usize::MAX);
+    node.apply(slice("x/web-2", "web", &["10.99.0.4"]));
+    assert_eq!(node.served(WEB, 80), before);
+    assert!(!is_refused(&mut node));
+    assert!(is_verified(&mut node));
+    // One of the old ones goes, and what comes in its place is among those that are reached.
+    node.apply(slice("x/web-1", "web", &["10.88.0.2", "10.99.0.3"]));
+    assert_eq!(
+        endpoints(&mut node),
+        ["10.88.0.2 . 8080", "10.99.0.3 . 8080", "10.99.0.4 . 8080"]
+    );
+    assert!(is_verified(&mut node));
+    node.kernel().refuses = None;
+    node.apply(slice("x/web-3", "web", &["10.99.0.5"]));
+    assert_eq!(endpoints(&mut node).len(), 4);
+}
+
+/// Regression: the sync that removes the orphaned slots of another Service led to the slot that
+/// was never written.
+#[test]
+fn a_frontend_and_its_endpoint_that_are_refused_together_leave_no_gap() {
+    let mut node = Node::new();
+    let mut world = world();
+    world.put(service("x/other", "10.96.0.11", "other"));
+    world.put(slice("x/other-1", "other", &["10.99.0.8", "10.99.0.9"]));
+    node.list(&world);
+    node.settle();
+    let before = node.served(WEB, 80);
+    refuse(&mut node, &["10.99.0.4"]);
+    refuse_balancer(&mut node, "random-4", 1);
+    node.owner
+        .handle(Event::Apply(slice("x/other-1", "other", &["10.99.0.9"])));
+    node.apply(slice("x/web-2", "web", &["10.99.0.4"]));
+    assert_eq!(node.served(WEB, 80), before);
+    endpoints(&mut node);
+    assert!(is_verified(&mut node));
+    node.kernel().refuses = None;
+    node.apply(namespace("unrelated"));
+    assert_eq!(endpoints(&mut node).len(), 4);
+    assert_eq!(node.problems(), Vec::<String>::new());
+}
+
+/// A node port has no cluster IP behind it that would refuse what no frontend leads on.
+#[test]
+fn a_frontend_that_the_kernel_never_takes_refuses_connections() {
+    let mut node = Node::new();
+    refuse_balancer(&mut node, "random-3", usize::MAX);
+    node.list(&world());
+    node.settle();
+    assert!(is_refused(&mut node));
+    assert!(is_verified(&mut node));
+    node.apply(slice("x/web-1", "web", &[]));
+    assert!(is_refused(&mut node), "now for want of endpoints");
+    assert_eq!(node.problems(), Vec::<String>::new());
     assert!(is_verified(&mut node));
 }
