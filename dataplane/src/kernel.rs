@@ -53,7 +53,7 @@ pub trait Kernel {
 /// Flows to forget: from where clients sent to, to where that was translated.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct StaleFlow {
-    /// IP protocol: one whose clients do not notice that nobody answers, UDP or SCTP.
+    /// IP protocol.
     pub protocol: u8,
     /// Address and port before translation.
     pub frontend: SocketAddr,

@@ -70,6 +70,9 @@ pub fn run(arguments: &Run, config: &Config) -> anyhow::Result<()> {
     }
     let conflist = conflist(&network, &arguments.socket)?;
     conntrack::configure(&services.conntrack);
+    if services.reset_gone_endpoints {
+        conntrack::warn_unless_loose();
+    }
     let mut owner = Owner::new(
         Settings {
             node: arguments.node_name.clone(),

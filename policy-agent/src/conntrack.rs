@@ -26,6 +26,16 @@ pub fn configure(config: &ConntrackConfig) {
     }
 }
 
+/// Says where connections to endpoints that are gone will hang instead of being reset: their
+/// next segment is led to nobody.
+pub fn warn_unless_loose() {
+    const NAME: &str = "nf_conntrack_tcp_loose";
+    let value = fs::read_to_string(Path::new(SYSCTLS).join(NAME));
+    if value.is_ok_and(|value| value.trim() == "0") {
+        tracing::warn!("net.netfilter.{NAME} is 0: resetGoneEndpoints resets nothing; set it to 1");
+    }
+}
+
 /// Returns what could not be set.
 fn set_all(config: &ConntrackConfig, cpus: usize, sysctls: &Path, buckets: &Path) -> Vec<String> {
     let mut problems = Vec::new();

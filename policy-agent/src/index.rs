@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use dataplane::attachment::{Attachment, AttachmentKey};
 use proxy::model::ObjectKey;
 
-use crate::model::{ClusterNetworkPolicy, Namespace, NetworkPolicy, Node, Pod};
+use crate::model::{ClusterNetworkPolicy, Namespace, NetworkPolicy, Node, Pod, PodPhase};
 
 /// Objects by key.
 #[derive(Clone, Default, Debug)]
@@ -155,6 +155,17 @@ impl Index {
     /// The attachment that holds the address on this node.
     pub fn holder(&self, ip: IpAddr) -> Option<&Attachment> {
         self.attachments.get(self.held.get(&ip)?)
+    }
+
+    /// Whether a container of this node or a live pod has the address, the node's own address
+    /// included where a pod is on the host network.
+    pub fn is_in_use(&self, ip: IpAddr) -> bool {
+        let mut claimants = self.claims.get(&ip).into_iter().flatten();
+        self.held.contains_key(&ip)
+            || claimants.any(|key| {
+                let pod = self.pods.get(key);
+                pod.is_some_and(|pod| pod.phase == PodPhase::Live)
+            })
     }
 
     /// The addresses that are the pod's: claimed in its status or held by its attachment

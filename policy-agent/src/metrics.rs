@@ -64,6 +64,7 @@ struct Own {
     conntrack_limit: Gauge,
     conntrack_drops: Counter,
     affinity_unlearnt: Counter,
+    connections_reset: Counter,
     denied: Family<DeniedBy, Counter>,
     records_written: Counter,
     records_lost: Counter,
@@ -132,6 +133,7 @@ impl Metrics {
         let seconds = summary.last_sync_seconds;
         self.own.syncs.inc();
         self.own.sync_duration.observe(seconds);
+        self.own.connections_reset.inc_by(observations.reset);
         self.kube_proxy.synced(summary, observations);
     }
 
@@ -236,6 +238,10 @@ impl Own {
             "affinity_unlearnt",
             "Flows of Services with session affinity whose client could not be remembered",
         );
+        let connections_reset = counter(
+            "connections_reset",
+            "Connections that were reset because their endpoint was gone",
+        );
         let denied = Family::default();
         registry.register(
             "denied_packets",
@@ -270,6 +276,7 @@ impl Own {
             conntrack_limit: gauge("conntrack_limit", "Flows that connection tracking may have"),
             conntrack_drops,
             affinity_unlearnt,
+            connections_reset,
             denied,
             records_written,
             records_lost,

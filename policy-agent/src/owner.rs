@@ -17,6 +17,7 @@ mod commit;
 mod complaints;
 mod endpoints;
 mod flows;
+mod gone;
 mod nat;
 mod network;
 mod news;
@@ -71,6 +72,7 @@ pub struct Owner<K> {
     proxy: Proxy,
     endpoints: endpoints::ComputedEndpoints,
     affinity: affinity::Sweep,
+    gone: gone::GoneEndpoints,
     desired: Desired,
     denials: Denials,
     /// That of the policies, see [`layout::policy`].
@@ -115,6 +117,7 @@ impl<K: Kernel> Owner<K> {
             index: Index::new(),
             endpoints: endpoints::ComputedEndpoints::default(),
             affinity: affinity::Sweep::default(),
+            gone: gone::GoneEndpoints::default(),
             desired: Desired::new(),
             denials: Denials::default(),
             generation: 1,
@@ -441,6 +444,7 @@ impl<K: Kernel> Owner<K> {
             return committed;
         }
         self.service_progress.synced();
+        self.end_gone_connections();
         // Orphaned slots go one commit later.
         self.dirty = self.proxy.committed() | self.sweep_affinity();
         Ok(())

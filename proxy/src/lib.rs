@@ -356,6 +356,16 @@ impl Proxy {
         self.claims.owner(id)
     }
 
+    /// Those of the addresses that are endpoints of any Service, in whatever condition.
+    pub fn endpoints_among(&self, addresses: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+        let slices = self.index.iter().flat_map(|(_, entry)| &entry.slices);
+        let endpoints = slices.flat_map(|slice| slice.endpoints().map(|(endpoint, _)| endpoint));
+        endpoints
+            .map(|endpoint| endpoint.address)
+            .filter(|address| addresses.contains(address))
+            .collect()
+    }
+
     /// The Services that are reached at the address.
     pub fn services_at(&self, address: IpAddr) -> BTreeSet<ObjectKey> {
         self.claims.owners_at(address).cloned().collect()

@@ -2,7 +2,7 @@
 //!
 //! A UDP client that keeps its port keeps its flow: without a word to conntrack its
 //! datagrams go to the removed endpoint for as long as it sends. SCTP sets up again over the
-//! same ports. TCP needs none of this, its connections end.
+//! same ports. A TCP connection ends, though it may take a quarter of an hour.
 //!
 //! The kernel looks for the entries (`CTA_FILTER`, 5.8; older ones send all, and it is
 //! filtered here): by frontend where there are few, and otherwise once for all of a

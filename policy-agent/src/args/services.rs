@@ -34,6 +34,9 @@ pub struct ServiceFlags {
     /// Masquerade everything that goes through a Service.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     pub masquerade_all: Option<bool>,
+    /// Reset connections to endpoints that are gone, not those to terminating ones.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub reset_gone_endpoints: Option<bool>,
     /// Where external IPs may lie; all may by default.
     #[arg(long, value_name = "CIDR,..", value_delimiter = ',', value_parser = prefix_of)]
     pub service_external_ip_range: Option<Vec<IpNet>>,
@@ -100,6 +103,10 @@ impl ServiceFlags {
             self.nodeport_addresses.as_ref(),
         );
         set(&mut config.masquerade_all, self.masquerade_all.as_ref());
+        set(
+            &mut config.reset_gone_endpoints,
+            self.reset_gone_endpoints.as_ref(),
+        );
         for (range, flag) in [
             (
                 &mut config.external_ip_ranges,

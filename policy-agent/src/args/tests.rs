@@ -87,7 +87,7 @@ fn durations_are_read_with_their_units() {
 #[test]
 fn a_flag_of_services_counts_over_the_file() {
     let line = "run --node-name n1 --cluster-cidr 10.244.0.0/16,fd00::/48 \
-                --nodeport-addresses all,localhost --masquerade-all --min-sync-period 1s \
+                --nodeport-addresses all,localhost --masquerade-all --reset-gone-endpoints --min-sync-period 1s \
                 --conntrack-tcp-be-liberal=false --healthz-bind-address 0.0.0.0:10256 \
                 --detect-local-mode BridgeInterface --pod-bridge-interface cni0";
     let Ok(Command::Run(run)) = parse(line) else {
@@ -104,6 +104,7 @@ fn a_flag_of_services_counts_over_the_file() {
     assert_eq!(config.missing(), None);
     assert_eq!(config.node_port_addresses.len(), 2);
     assert!(config.masquerade_all && !config.conntrack.tcp_be_liberal);
+    assert!(config.reset_gone_endpoints);
     assert_eq!(config.conntrack.min, 7, "as in the file");
     assert_eq!(config.sync_period, Duration::from_secs(5), "as in the file");
     assert!(config.healthz_bind_address.is_some() && config.metrics_bind_address.is_none());

@@ -33,6 +33,10 @@ pub struct ServiceConfig {
     pub node_port_addresses: Vec<NodePortAddress>,
     /// Masquerade everything that goes through a Service.
     pub masquerade_all: bool,
+    /// End connections to endpoints that are gone, of which no EndpointSlice and no pod is
+    /// left: the client is reset when it next sends. `false` by default, as they may end by
+    /// themselves.
+    pub reset_gone_endpoints: bool,
     /// Where external IPs may lie; all may where it is not given, none where it is empty.
     #[serde(rename = "externalIPRanges", deserialize_with = "some_prefixes")]
     pub external_ip_ranges: Option<Vec<IpNet>>,
@@ -98,6 +102,7 @@ impl Default for ServiceConfig {
             detect_local: DetectLocalConfig::default(),
             node_port_addresses: vec![NodePortAddress::Primary],
             masquerade_all: false,
+            reset_gone_endpoints: false,
             external_ip_ranges: None,
             load_balancer_ip_ranges: None,
             sync_period: Duration::from_secs(30),

@@ -201,6 +201,8 @@ fn kube_proxys_metrics_have_its_names() {
         let observations = Observations {
             programming_seconds: vec![0.3, 61.0],
             reconciled: vec![(0.001, 3)],
+            reset: 4,
+            cleanup_failures: 1,
         };
         health.synced(&synced, &observations);
     }
@@ -219,6 +221,7 @@ fn kube_proxys_metrics_have_its_names() {
             "sync_proxy_rules_endpoint_changes_total{F} 12",
             "sync_proxy_rules_endpoint_changes_pending{F} 2",
             "sync_proxy_rules_nftables_sync_failures_total{F} 0",
+            "sync_proxy_rules_nftables_cleanup_failures_total{F} 2",
             "sync_proxy_rules_no_local_endpoints_total{F,traffic_policy=\"internal\"} 14",
             "sync_proxy_rules_no_local_endpoints_total{F,traffic_policy=\"external\"} 15",
             "conntrack_reconciler_sync_duration_seconds_count{F} 2",
@@ -228,6 +231,7 @@ fn kube_proxys_metrics_have_its_names() {
             let line = format!("kubeproxy_{}", line.replace('F', &label));
             assert!(metrics.lines().any(|l| l == line), "{line} in\n{metrics}");
         }
+        assert!(metrics.contains("trammel_connections_reset_total 8\n"));
         let queued = format!(
             "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{{ip_family=\"{family}\"}} 1"
         );

@@ -68,6 +68,7 @@ pub(super) struct KubeProxy {
     endpoint_changes: Family<PerFamily, Counter>,
     endpoint_changes_pending: Family<PerFamily, Gauge>,
     sync_failures: Family<PerFamily, Counter>,
+    cleanup_failures: Family<PerFamily, Counter>,
     no_local_endpoints: Family<PerPolicy, Gauge>,
     reconciler_duration: Family<PerFamily, Histogram>,
     reconciler_deleted: Family<PerFamily, Counter>,
@@ -139,6 +140,10 @@ impl KubeProxy {
             "sync_proxy_rules_nftables_sync_failures",
             "Cumulative proxy nftables sync failures",
         );
+        let cleanup_failures = counter(
+            "sync_proxy_rules_nftables_cleanup_failures",
+            "Cumulative proxy nftables cleanup failures: what a commit had left behind has stayed",
+        );
         let reconciler_deleted = counter(
             "conntrack_reconciler_deleted_entries",
             "Cumulative conntrack flows deleted by conntrack reconciler",
@@ -181,6 +186,7 @@ impl KubeProxy {
             endpoint_changes,
             endpoint_changes_pending,
             sync_failures,
+            cleanup_failures,
             no_local_endpoints,
             reconciler_duration,
             reconciler_deleted,
@@ -238,6 +244,8 @@ impl KubeProxy {
             if let Some(at) = summary.last_sync {
                 self.last_sync.get_or_create(family).set(at);
             }
+            let failures = self.cleanup_failures.get_or_create(family);
+            failures.inc_by(observations.cleanup_failures);
             let programming = self.programming_duration.get_or_create(family);
             for seconds in &observations.programming_seconds {
                 programming.observe(*seconds);

@@ -112,6 +112,7 @@ impl<K: Kernel> Owner<K> {
             if !stale.is_empty()
                 && let Err(error) = self.take_out_affinity(family, &stale)
             {
+                self.service_progress.cleanup_failed();
                 tracing::warn!(%error, "clients of removed endpoints may be sent to them");
             }
         }

@@ -188,6 +188,7 @@ impl<K: Kernel> Owner<K> {
             self.progress.last_operations += count;
             self.forget_flows(&chunk);
             self.note_affinity(&chunk);
+            self.note_gone(&chunk);
         }
         Ok(commits)
     }

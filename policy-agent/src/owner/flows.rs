@@ -6,7 +6,7 @@
 //! adoption cleared away.
 //!
 //! Only UDP and SCTP: a TCP connection ends and begins anew by itself, and until then an
-//! endpoint that terminates may finish it.
+//! endpoint that terminates may finish it. See [`super::gone`] for those that do not.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -73,12 +73,16 @@ impl<K: Kernel> Owner<K> {
                     Some((slot, services::parse_endpoint(family, element)?))
                 })
             })
-            .filter(|(slot, endpoint)| !self.has_endpoint(*slot, *endpoint))
+            .filter(|(slot, endpoint)| !self.has_endpoint(slot.protocol, slot.frontend, *endpoint))
     }
 
-    /// Whether the frontend leads to the endpoint by another slot.
-    fn has_endpoint(&self, slot: Slot, endpoint: SocketAddr) -> bool {
-        let frontend = slot.frontend;
+    /// Whether a slot of the frontend leads to the endpoint.
+    pub(super) fn has_endpoint(
+        &self,
+        protocol: u8,
+        frontend: SocketAddr,
+        endpoint: SocketAddr,
+    ) -> bool {
         let family = IpFamily::of(frontend.ip());
         let entry = Entry::of(frontend.ip());
         [Sources::All, Sources::Cluster].into_iter().any(|sources| {
@@ -86,7 +90,7 @@ impl<K: Kernel> Owner<K> {
             (0..)
                 .map(|number| {
                     let (ip, port) = (frontend.ip(), frontend.port());
-                    let key = services::slot_key(ip, slot.protocol, port, number);
+                    let key = services::slot_key(ip, protocol, port, number);
                     self.desired.get(&INET, map, &key)
                 })
                 .map_while(|element| element)
@@ -97,7 +101,7 @@ impl<K: Kernel> Owner<K> {
     /// The flows from a frontend to an endpoint, or without one those that are not
     /// translated. A node port is one on every address of the node, and on no other: flows
     /// to other hosts that have its number are not ours.
-    fn stale_flows(
+    pub(super) fn stale_flows(
         &self,
         protocol: u8,
         frontend: SocketAddr,

@@ -56,6 +56,10 @@ pub struct Observations {
     pub programming_seconds: Vec<f64>,
     /// Clean-ups of conntrack: how long each took, and how many flows it ended.
     pub reconciled: Vec<(f64, u64)>,
+    /// Connections that were ended because their endpoint was gone.
+    pub reset: u64,
+    /// Times that what a commit had left behind could not be taken out of the tables.
+    pub cleanup_failures: u64,
 }
 
 /// What has come of the changes so far.
@@ -152,6 +156,16 @@ impl ServiceProgress {
             .reconciled
             .push((took.as_secs_f64(), count));
     }
+
+    /// Connections to gone endpoints were ended.
+    pub(super) fn reset(&mut self, count: usize) {
+        self.observations.reset += u64::try_from(count).unwrap_or(u64::MAX);
+    }
+
+    /// Something has stayed in the tables that nothing needs.
+    pub(super) const fn cleanup_failed(&mut self) {
+        self.observations.cleanup_failures += 1;
+    }
 }
 
 impl<K: Kernel> Owner<K> {
@@ -173,6 +187,7 @@ impl<K: Kernel> Owner<K> {
             .node_port_addresses
             .clone_from(&config.node_port_addresses);
         self.service_progress.detect_local_mode = config.detect_local_mode;
+        self.gone.set(config.reset_gone_endpoints);
         self.nat.cluster_cidrs.clone_from(&config.cluster_cidrs);
         self.own_node_changed();
     }

@@ -9,6 +9,7 @@ mod drift;
 mod endpoints;
 mod flows;
 mod generation;
+mod gone;
 mod harness;
 mod nat;
 mod objects;

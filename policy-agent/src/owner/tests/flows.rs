@@ -11,7 +11,7 @@ use dataplane::layout::services::{
 use dataplane::object::{Element, IpFamily};
 use proxy::model::{Protocol, ServiceType};
 
-use super::harness::{Node, World};
+use super::harness::{Failure, Node, World};
 use super::objects::{ip, model_service, service, slice};
 use crate::addresses::HostAddresses;
 use crate::config::services::ServiceConfig;
@@ -202,6 +202,18 @@ fn clients_are_forgotten_with_what_they_went_to() {
         assert!(node.owner.is_synced());
         assert!(!node.owner.check().expect("a look"), "no drift");
     }
+}
+
+#[test]
+fn a_clean_up_that_fails_is_counted_and_done_by_the_next_sync() {
+    let two = endpoints(Protocol::Tcp, &["10.99.0.2", "10.99.0.3"]);
+    let mut node = node([sticky(Some(10_800)), two]);
+    learn_all(&mut node);
+    // The endpoint goes; its clients do not.
+    node.kernel().failures = [None, Some(Failure::Before)].into();
+    node.apply(endpoints(Protocol::Tcp, &["10.99.0.3"]));
+    assert_eq!(node.owner.take_observations().cleanup_failures, 1);
+    assert_eq!(learnt(&mut node), 2);
 }
 
 /// A packet may be past the balancer when its endpoint goes, and learn it a moment later.
