@@ -37,6 +37,11 @@ pub fn cnitool() -> PathBuf {
         .map_or_else(|| workspace().join("target/tools/cnitool"), PathBuf::from)
 }
 
+/// The `nft` of a newer Debian, which setup fetches where it can.
+pub fn newest_nft() -> PathBuf {
+    workspace().join("target/tools/nft-newest/nft")
+}
+
 /// An error that says what is missing and how to get it.
 pub fn check() -> Result<()> {
     for (path, target) in [
