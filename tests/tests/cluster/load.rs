@@ -25,12 +25,12 @@ const DENIED: Duration = Duration::from_millis(500);
 /// A worker that is late by more than this does not catch up.
 const LATE: Duration = Duration::from_secs(1);
 
-/// A busy client asks so often at once, so that its rate does not depend on how soon a busy
-/// machine lets it and the servers run.
+/// A client that keeps its connections asks so often at once, so that its rate does not depend
+/// on how soon a busy machine lets it and the servers run.
 const TOGETHER: u32 = 10;
 
-/// And so often over one connection: at its pace that takes about a second.
-const KEPT: u32 = 2 * TOGETHER;
+/// And so often over one connection, which lasts for some seconds at the pace of one worker.
+const KEPT: u32 = 10 * TOGETHER;
 
 /// Asks for one page over a connection of its own.
 fn request(target: SocketAddr, limit: Duration) -> io::Result<String> {
@@ -109,7 +109,7 @@ impl Load {
         // The default range would be used up by the connections of half a minute.
         netns.sysctl("net.ipv4.ip_local_port_range", "1024 65535")?;
         let pace = Pace {
-            workers: (rate / 25).clamp(1, 32),
+            workers: (rate / 12).clamp(1, 64),
             rate,
             kept: 1,
             together: 1,
@@ -118,11 +118,11 @@ impl Load {
         Self::start(netns, target, pace)
     }
 
-    /// A path that is allowed and busy: connections are kept for some requests, so that new ones
-    /// and live ones are always under way.
-    pub(crate) fn busy(netns: &NetNs, target: SocketAddr, rate: u32) -> Result<Self> {
+    /// A path that is allowed: `rate` requests a second over connections that are kept, so that
+    /// some are always open and in use.
+    pub(crate) fn kept(netns: &NetNs, target: SocketAddr, rate: u32) -> Result<Self> {
         let pace = Pace {
-            workers: 64,
+            workers: (rate / 25).clamp(1, 32),
             rate,
             kept: KEPT,
             together: TOGETHER,
