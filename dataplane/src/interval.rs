@@ -5,9 +5,10 @@
 //! of a set, each minus its own excepts, is computed here, once and canonical: equal
 //! blocks give equal elements, however they were written.
 
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, IpSubnets, Ipv4Subnets, Ipv6Subnets};
 
 use crate::object::{Element, IpFamily, Key};
 
@@ -61,6 +62,44 @@ pub fn elements(family: IpFamily, intervals: &[Interval]) -> Vec<(Key, Element)>
         }
     }
     elements
+}
+
+/// The networks whose union the elements of an interval set are, as [`elements`] makes them.
+pub fn prefixes(family: IpFamily, elements: &BTreeMap<Key, Element>) -> Vec<IpNet> {
+    let mut prefixes = Vec::new();
+    let mut open = None;
+    for (key, element) in elements {
+        let at = number_of(key);
+        if !element.interval_end {
+            open = Some(at);
+        } else if let Some(first) = open.take() {
+            prefixes.extend(subnets(family, first, at - 1));
+        }
+    }
+    if let Some(first) = open {
+        prefixes.extend(subnets(family, first, max_of(family)));
+    }
+    prefixes
+}
+
+/// The fewest networks that are an inclusive interval.
+fn subnets(family: IpFamily, first: u128, last: u128) -> IpSubnets {
+    match family {
+        IpFamily::V4 => {
+            // A number of its family's elements.
+            let address = |number| Ipv4Addr::from_bits(u32::try_from(number).unwrap_or(u32::MAX));
+            IpSubnets::V4(Ipv4Subnets::new(address(first), address(last), 0))
+        }
+        IpFamily::V6 => {
+            let address = Ipv6Addr::from_bits;
+            IpSubnets::V6(Ipv6Subnets::new(address(first), address(last), 0))
+        }
+    }
+}
+
+fn number_of(key: &[u8]) -> u128 {
+    key.iter()
+        .fold(0, |number, byte| number << 8 | u128::from(*byte))
 }
 
 fn interval(net: &IpNet) -> Interval {
@@ -201,6 +240,26 @@ mod tests {
                 let number = number(address);
                 let held = union.iter().any(|i| i.first <= number && number <= i.last);
                 prop_assert_eq!(held, wanted, "{}", address);
+            }
+        }
+
+        /// What was written is read back, in both families and at the ends of the address space.
+        #[test]
+        fn elements_are_read_as_the_networks_that_they_are(
+            nets in prop::collection::vec(
+                (any::<u32>(), 0u8..=32).prop_map(|(bits, len)| {
+                    IpNet::new(IpAddr::from(bits.to_be_bytes()), len).expect("a length").trunc()
+                }), 0..6),
+            wide in prop::collection::vec(
+                (any::<u128>(), 0u8..=128).prop_map(|(bits, len)| {
+                    IpNet::new(IpAddr::from(bits.to_be_bytes()), len).expect("a length").trunc()
+                }), 0..6),
+        ) {
+            for (family, nets) in [(IpFamily::V4, nets), (IpFamily::V6, wide)] {
+                let written = networks(family, nets.iter());
+                let held = elements(family, &written).into_iter().collect();
+                let read = prefixes(family, &held);
+                prop_assert_eq!(networks(family, read.iter()), written);
             }
         }
     }

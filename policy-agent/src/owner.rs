@@ -462,6 +462,7 @@ impl<K: Kernel> Owner<K> {
             }
         }
         layout::install(&mut self.desired, self.generation);
+        self.adopt_network(&observed);
         self.want_inside();
         layout::denials::set(&mut self.desired, self.denials);
         for bridge in self.settings.bridges.clone() {

@@ -16,7 +16,7 @@ use crate::desired::Desired;
 use crate::interval;
 use crate::layout::hostports::Placed;
 use crate::layout::{INET, PRIORITY_SRCNAT, PerFamily, base_chain, per_family};
-use crate::object::{ChainType, Element, Hook, IpFamily, Key, SetSpec};
+use crate::object::{ChainType, Element, Hook, IpFamily, Key, Ruleset, SetSpec};
 use crate::rule::{Rule, Statement};
 
 /// Addresses of the pods that are masqueraded.
@@ -46,6 +46,16 @@ pub fn inside(family: IpFamily, pod_networks: &BTreeSet<IpNet>) -> Vec<(Key, Ele
     let multicast = MULTICAST.map(|net| net.parse::<IpNet>().expect("the literals are prefixes"));
     let networks = pod_networks.iter().chain(&multicast);
     interval::elements(family, &interval::networks(family, networks))
+}
+
+/// The networks that [`INSIDE`] holds in a ruleset.
+pub fn inside_of(ruleset: &Ruleset) -> BTreeSet<IpNet> {
+    let sets = ruleset.tables.get(&*INET).map(|table| &table.sets);
+    let networks = IpFamily::BOTH.into_iter().filter_map(|family| {
+        let set = sets?.get(INSIDE.of(family))?;
+        Some(interval::prefixes(family, &set.elements))
+    });
+    networks.flatten().collect()
 }
 
 pub(super) fn install(desired: &mut Desired) {

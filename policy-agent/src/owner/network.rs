@@ -6,7 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use dataplane::kernel::Kernel;
-use dataplane::layout::tunnels;
+use dataplane::layout::{masquerade, tunnels};
+use dataplane::object::Ruleset;
 use ipnet::IpNet;
 
 use super::{Owner, Problem};
@@ -31,12 +32,16 @@ pub(super) struct ClusterNetwork {
     pod_cidrs: BTreeSet<IpNet>,
     /// Addresses of nodes that know the way to this one's pods.
     direct: BTreeSet<IpNet>,
+    /// What an earlier run has kept addresses towards, until there is a status: connections
+    /// that begin meanwhile would be another's for good.
+    adopted: BTreeSet<IpNet>,
 }
 
 impl ClusterNetwork {
     /// Where masqueraded pods keep their addresses.
     pub(super) fn inside(&self) -> impl Iterator<Item = IpNet> {
-        self.pod_cidrs.iter().chain(&self.direct).copied()
+        let known = self.pod_cidrs.iter().chain(&self.direct);
+        known.chain(&self.adopted).copied()
     }
 
     pub(super) const fn status(&self) -> Option<&NetworkStatus> {
@@ -70,10 +75,18 @@ impl<K: Kernel> Owner<K> {
     /// pods.
     pub fn set_network(&mut self, status: NetworkStatus, direct: BTreeSet<IpNet>) {
         self.network.status = Some(status);
-        if self.network.direct != direct {
+        let adopted = std::mem::take(&mut self.network.adopted);
+        if self.network.direct != direct || !adopted.is_empty() {
             self.network.direct = direct;
             self.network.inside_is_stale = true;
             self.dirty = true;
+        }
+    }
+
+    /// Goes on keeping addresses as the kernel does, until the network is known.
+    pub(super) fn adopt_network(&mut self, observed: &Ruleset) {
+        if self.network.is_on && self.network.status.is_none() {
+            self.network.adopted = masquerade::inside_of(observed);
         }
     }
 

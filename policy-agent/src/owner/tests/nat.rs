@@ -9,7 +9,9 @@ use dataplane::object::{IpFamily, Ruleset, Value};
 use super::harness::{Node, World};
 use super::objects::attachment;
 use super::world;
+use crate::config::network::NetworkMode;
 use crate::config::services::ServiceConfig;
+use crate::network::NetworkStatus;
 
 fn with_port(container: &str, address: &str) -> Attachment {
     Attachment {
@@ -50,6 +52,19 @@ fn inside(node: &mut Node) -> String {
     let set = &ruleset.tables[&*INET].sets[masquerade::INSIDE.of(IpFamily::V4)];
     let ends = set.elements.keys().map(|key| set.spec.key.print(key));
     ends.collect::<Vec<_>>().join(" ")
+}
+
+fn status() -> NetworkStatus {
+    NetworkStatus {
+        mode: NetworkMode::Auto,
+        pod_cidrs: Vec::new(),
+        mtu: None,
+        routes: Vec::new(),
+        cni_conf: None,
+        repairs: 0,
+        error: None,
+        problems: Vec::new(),
+    }
 }
 
 fn listed(node: &mut Node, attachments: &[Attachment]) {
@@ -128,6 +143,36 @@ fn addresses_are_kept_in_the_networks_of_pods_and_cluster() {
     node.owner.detach(&wider.key);
     node.settle();
     assert_eq!(inside(&mut node), one);
+}
+
+/// issue 7, "Must hold": which nodes know the way back is found out after the first sync of an
+/// agent that was replaced.
+#[test]
+fn addresses_are_kept_towards_other_nodes_while_the_agent_is_replaced() {
+    let mut node = Node::new();
+    node.owner.follow_network(None);
+    listed(
+        &mut node,
+        &[masqueraded("one", "10.88.0.8", "10.88.0.0/24")],
+    );
+    let direct = |text: &str| [text.parse().expect("a network")].into();
+    let (pods, multicast) = ("10.88.0.0 10.88.1.0", "224.0.0.0 240.0.0.0");
+    node.owner.set_network(status(), direct("192.0.2.2/32"));
+    node.settle();
+    let before = format!("{pods} 192.0.2.2 192.0.2.3 {multicast}");
+    assert_eq!(inside(&mut node), before);
+
+    node.restart();
+    node.owner.follow_network(None);
+    listed(
+        &mut node,
+        &[masqueraded("one", "10.88.0.8", "10.88.0.0/24")],
+    );
+    assert_eq!(inside(&mut node), before);
+    node.owner.set_network(status(), direct("192.0.2.7/32"));
+    node.settle();
+    let after = format!("{pods} 192.0.2.7 192.0.2.8 {multicast}");
+    assert_eq!(inside(&mut node), after);
 }
 
 /// The plugin wrote them while there was no agent: what the rules say does not change when
