@@ -322,7 +322,7 @@ impl Watches {
             };
             // The stream of a watcher has no end of its own.
             match next? {
-                Err(error) if is_absent(K::KIND, &error) => {
+                Err(error) if is_absent(K::KIND, &error, relist.knows_any()) => {
                     if !self.absent(K::KIND, relist).await {
                         return None;
                     }
@@ -435,9 +435,10 @@ fn is_expired(error: &watcher::Error) -> bool {
 }
 
 /// Whether the error says that the cluster has no such kind, which may be for custom
-/// resources, and for ServiceCIDRs before Kubernetes 1.33. An API server answers so once it knows what it serves, and 503
-/// before.
-fn is_absent(kind: Kind, error: &watcher::Error) -> bool {
+/// resources, and for ServiceCIDRs before Kubernetes 1.33. An API server answers so once it
+/// knows what it serves, and 503 before. Rights are another matter: one that has just been
+/// started refuses everything for a moment, which makes nothing unknown.
+fn is_absent(kind: Kind, error: &watcher::Error, knows_any: bool) -> bool {
     const FORBIDDEN: u16 = 403;
     const NOT_FOUND: u16 = 404;
     match error {
@@ -446,7 +447,9 @@ fn is_absent(kind: Kind, error: &watcher::Error) -> bool {
             match kind {
                 Kind::ClusterNetworkPolicy => status.code == NOT_FOUND,
                 // Nothing is open or lost without the ranges: no reason to wait for a right.
-                Kind::ServiceCidr => [NOT_FOUND, FORBIDDEN].contains(&status.code),
+                Kind::ServiceCidr => {
+                    status.code == NOT_FOUND || (status.code == FORBIDDEN && !knows_any)
+                }
                 _ => false,
             }
         }

@@ -75,6 +75,11 @@ impl Relist {
         }
     }
 
+    /// Whether the index has an object of the kind.
+    pub(super) fn knows_any(&self) -> bool {
+        !self.known.is_empty()
+    }
+
     /// The kind is gone from the server, and all its objects with it. `None` where that is
     /// known.
     pub(super) fn absent(&mut self, kind: Kind) -> Option<Event> {

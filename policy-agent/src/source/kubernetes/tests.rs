@@ -332,6 +332,36 @@ async fn a_kind_that_is_not_installed_holds_nothing_up_and_is_watched_once_it_is
     running.stop().await;
 }
 
+/// An API server that has just been started knows no rights for a moment.
+#[tokio::test]
+async fn ranges_of_services_are_not_forgotten_while_the_right_to_read_them_is_refused() {
+    let resource = "servicecidrs";
+    let ranges = |name: &str, version: u32| {
+        json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+            "metadata": {"name": name, "resourceVersion": version.to_string()},
+            "spec": {"cidrs": ["10.96.0.0/16"]},
+        })
+    };
+    let added = json!({"type": "ADDED", "object": ranges("more", 7)});
+    let script = Script::default()
+        .fail(resource, 403)
+        .list(resource, 5, [ranges("kubernetes", 4)])
+        .fail_watch(resource, 403)
+        .watch(resource, [added]);
+    let mut running = Running::start(script).await;
+    let kind = Kind::ServiceCidr;
+    // Without the right from the start nothing is held up.
+    assert_eq!(names(&running.next(kind).await), ('=', vec![]));
+    let first = vec!["kubernetes".to_owned()];
+    assert_eq!(names(&running.next(kind).await), ('=', first));
+    assert_eq!(
+        names(&running.next(kind).await),
+        ('+', vec!["more".to_owned()])
+    );
+    running.stop().await;
+}
+
 /// A kind that every cluster has is not taken for empty by an answer that is wrong.
 #[tokio::test]
 async fn a_kind_of_every_cluster_is_waited_for_however_the_server_answers() {

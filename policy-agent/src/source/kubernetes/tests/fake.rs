@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 #[derive(Default)]
 pub(super) struct Script {
     lists: HashMap<&'static str, VecDeque<ListAnswer>>,
-    watches: HashMap<&'static str, VecDeque<Vec<Value>>>,
+    watches: HashMap<&'static str, VecDeque<WatchAnswer>>,
     versions: HashMap<&'static str, VecDeque<u32>>,
     /// Of the last list or change.
     reached: HashMap<String, u32>,
@@ -31,6 +31,11 @@ pub(super) struct Script {
 
 enum ListAnswer {
     Items { version: u32, items: Vec<Value> },
+    Failure(u16),
+}
+
+enum WatchAnswer {
+    Changes(Vec<Value>),
     Failure(u16),
 }
 
@@ -80,7 +85,15 @@ impl Script {
         changes: impl IntoIterator<Item = Value>,
     ) -> Self {
         let changes = changes.into_iter().collect();
-        self.watches.entry(resource).or_default().push_back(changes);
+        let answers = self.watches.entry(resource).or_default();
+        answers.push_back(WatchAnswer::Changes(changes));
+        self
+    }
+
+    /// The next watch fails with that status.
+    pub(super) fn fail_watch(mut self, resource: &'static str, code: u16) -> Self {
+        let answers = self.watches.entry(resource).or_default();
+        answers.push_back(WatchAnswer::Failure(code));
         self
     }
 }
@@ -191,10 +204,15 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri) -> Response {
     let resource = query.path.rsplit('/').next().unwrap_or_default().to_owned();
     let mut script = shared.script.lock().unwrap();
     if query.parameter("watch").is_some() {
-        let changes = script
+        let next = script
             .watches
             .get_mut(resource.as_str())
             .and_then(VecDeque::pop_front);
+        let changes = match next {
+            Some(WatchAnswer::Failure(code)) => return failure(code),
+            Some(WatchAnswer::Changes(changes)) => Some(changes),
+            None => None,
+        };
         for change in changes.iter().flatten() {
             let version = &change["object"]["metadata"]["resourceVersion"];
             if let Some(version) = version.as_str().and_then(|text| text.parse().ok()) {
