@@ -70,8 +70,8 @@ impl Records {
     pub fn create(&self, attachment: &Attachment) -> Result<Record, RecordError> {
         let path = self.path(&attachment.key);
         let temporary = temporary(&path);
-        let written = fs::create_dir_all(&self.dir)
-            .and_then(|()| write_locked(&temporary, attachment))
+        let written = create_new(&temporary)
+            .and_then(|file| write_locked(file, attachment))
             .and_then(|file| name_record(&temporary, &path).map(|()| file));
         match written {
             Ok(lock) => Ok(Record {
@@ -253,12 +253,16 @@ impl Record {
 }
 
 fn remove(path: &Path) -> Result<(), RecordError> {
+    remove_if_present(path).map_err(|source| RecordError::Io {
+        action: "remove",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn remove_if_present(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(RecordError::Io {
-            action: "remove",
-            path: path.to_owned(),
-            source: error,
-        }),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }
@@ -296,17 +300,25 @@ fn replacement(path: &Path) -> PathBuf {
     path.with_extension("new.tmp")
 }
 
-/// Writes a new file. Not synced, which costs more than all else that ADD does where
+fn create_new(path: &Path) -> io::Result<File> {
+    match File::create_new(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            path.parent().map_or(Ok(()), fs::create_dir_all)?;
+            File::create_new(path)
+        }
+        // Left by a request that died. Its locked inode must not be reused.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            remove_if_present(path)?;
+            File::create_new(path)
+        }
+        outcome => outcome,
+    }
+}
+
+/// Writes a new record. Not synced, which costs more than all else that ADD does where
 /// records are on a disk: only the machine's death could lose it, and with the machine
 /// die the links and rules that it tells of.
-fn write_locked(path: &Path, attachment: &Attachment) -> io::Result<File> {
-    // Left by a request that died. Its locked inode must not be reused.
-    if let Err(error) = fs::remove_file(path)
-        && error.kind() != ErrorKind::NotFound
-    {
-        return Err(error);
-    }
-    let mut file = File::create_new(path)?;
+fn write_locked(mut file: File, attachment: &Attachment) -> io::Result<File> {
     file.lock()?;
     file.write_all(&serde_json::to_vec(attachment)?)?;
     Ok(file)

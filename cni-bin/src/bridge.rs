@@ -140,11 +140,11 @@ impl<'a> Wanted<'a> {
 
     /// Its index; it is made and set up where it does not exist.
     pub fn ensure(&self, socket: &mut Socket) -> Result<u32, BridgeError> {
-        if let Some(index) = link::index(self.name) {
+        if let Some(index) = socket.index(self.name) {
             return Ok(index);
         }
         self.create(socket)?;
-        let index = link::index(self.name).ok_or_else(|| self.gone())?;
+        let index = socket.index(self.name).ok_or_else(|| self.gone())?;
         let mut batch = Batch::default();
         self.push_query(&mut batch, index);
         let answers = socket.run(batch)?;

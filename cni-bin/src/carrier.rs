@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 
 use crate::link;
 use crate::netlink::{Answer, Batch, NetlinkError, Socket};
@@ -80,8 +80,7 @@ impl Way<'_> {
 }
 
 fn push_question(batch: &mut Batch, name: &str, mut link: LinkMessage) {
-    let mask = vec![LinkExtentMask::SkipStats];
-    link.attributes.push(LinkAttribute::ExtMask(mask));
+    link.attributes.push(link::without_counters());
     let action = format!("ask for the state of {name}");
     batch.push(action, 0, &RouteNetlinkMessage::GetLink(link));
 }

@@ -34,7 +34,7 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
-    InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoPortKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
@@ -52,6 +52,11 @@ use crate::spec::result::Route;
 
 pub use address::{push_address, push_address_query, push_address_removal, push_route_to_address};
 pub use chosen::chosen_index;
+
+/// Queues of each end. By default the kernel makes as many as the machine can have processors
+/// and turns all but one off again, which waits for every processor, twice per pair
+/// (`veth_init_queues`), and leaves the memory of all of them allocated.
+const QUEUES: u32 = 1;
 
 /// What makes a link a port of a bridge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -173,6 +178,8 @@ impl HostEnd<'_> {
             LinkAttribute::Address(self.pod_mac.0.to_vec()),
             LinkAttribute::Mtu(self.mtu),
             LinkAttribute::NetNsFd(self.netns.file().as_raw_fd()),
+            LinkAttribute::NumTxQueues(QUEUES),
+            LinkAttribute::NumRxQueues(QUEUES),
         ];
         let mut veth = LinkMessage::default();
         veth.header.index = self.index.unwrap_or_default();
@@ -180,6 +187,8 @@ impl HostEnd<'_> {
             LinkAttribute::IfName(name.to_owned()),
             LinkAttribute::Address(host_mac(name).0.to_vec()),
             LinkAttribute::Mtu(self.mtu),
+            LinkAttribute::NumTxQueues(QUEUES),
+            LinkAttribute::NumRxQueues(QUEUES),
             LinkAttribute::LinkInfo(vec![
                 LinkInfo::Kind(InfoKind::Veth),
                 LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
@@ -191,7 +200,9 @@ impl HostEnd<'_> {
         let create = NLM_F_CREATE | NLM_F_EXCL;
         batch.push(action, create, &RouteNetlinkMessage::NewLink(veth));
 
-        // The kernel ignores port settings in the message that creates the port.
+        // The kernel ignores port settings in the message that creates the port. With the one
+        // that sets the link up they would cost more, as of changes of a link that is up all
+        // the kernel's listeners are told.
         let mut settings = named(name);
         let port = self.port.map(|port| {
             LinkAttribute::LinkInfo(vec![
@@ -343,11 +354,18 @@ impl PodEnd<'_> {
 pub fn push_link_query(batch: &mut Batch, name: &str, index: u32) {
     let mut link = LinkMessage::default();
     link.header.index = index;
+    link.attributes.push(without_counters());
     batch.push(
         format!("look at {name}"),
         0,
         &RouteNetlinkMessage::GetLink(link),
     );
+}
+
+/// Keeps the counters out of the answer to a link query, which the kernel adds up over all
+/// processors.
+pub fn without_counters() -> LinkAttribute {
+    LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats])
 }
 
 /// Asks for all routes of both families.

@@ -1,10 +1,14 @@
-//! Route netlink over a blocking socket: many messages in one send, each with
-//! its own answer.
+//! Route netlink over a blocking socket: many messages in one send, and an answer
+//! to each.
 //!
 //! A request costs a system call and a turn of the kernel's RTNL lock, so ADD puts
 //! all it has to say to a namespace into one send. The kernel works such a batch
 //! off in order, message by message, and *goes on after a failed one*: whoever
 //! sends a batch looks at every answer and undoes the rest.
+//!
+//! The kernel reports what it refuses unasked, and in order, too. So the last message
+//! alone asks for an acknowledgement: when that is there, whatever else has not been
+//! refused has been carried out. The others' would cost a receive each.
 //!
 //! A socket belongs for ever to the namespace in which its thread was when it
 //! was opened.
@@ -25,6 +29,8 @@ use rustix::net::netdevice;
 
 /// Length of `struct nlmsghdr`.
 const HEADER: usize = 16;
+/// Where it has `nlmsg_flags`.
+const FLAGS: usize = 6;
 /// `NLMSG_ERROR` and `NLMSG_DONE`.
 const MESSAGE_ERROR: u16 = 2;
 const MESSAGE_DONE: u16 = 3;
@@ -75,7 +81,17 @@ pub struct Refusal {
 #[derive(Debug, Default)]
 pub struct Batch {
     bytes: Vec<u8>,
-    actions: Vec<String>,
+    requests: Vec<Request>,
+}
+
+#[derive(Debug)]
+struct Request {
+    /// What it is for.
+    action: String,
+    /// Where it starts in the batch.
+    start: usize,
+    /// Whether the kernel answers it in parts, after those behind it if need be.
+    is_dump: bool,
 }
 
 /// The answers to a [`Batch`], in its order.
@@ -96,15 +112,14 @@ pub struct Answer {
 /// A route netlink socket of one namespace.
 pub struct Socket {
     inner: netlink_sys::Socket,
-    buffer: Vec<u8>,
     sequence: u32,
 }
 
 impl Batch {
     /// Adds a message that changes something or asks for one object. `flags` are
-    /// added to "request" and "acknowledge".
+    /// added to "request".
     pub fn push(&mut self, action: impl Into<String>, flags: u16, message: &RouteNetlinkMessage) {
-        self.emit(action.into(), flags | NLM_F_ACK, message);
+        self.emit(action.into(), flags, message);
     }
 
     /// Adds a request for all objects of a kind. One per batch: the kernel runs
@@ -115,7 +130,16 @@ impl Batch {
 
     /// How many messages it has.
     pub fn count(&self) -> usize {
-        self.actions.len()
+        self.requests.len()
+    }
+
+    /// Has the kernel acknowledge the last message; the last part of a dump says so itself.
+    fn acknowledge_last(&mut self) {
+        if let Some(last) = self.requests.last().filter(|last| !last.is_dump) {
+            let flags = &mut self.bytes[last.start + FLAGS..last.start + FLAGS + 2];
+            let asked = u16::from_ne_bytes([flags[0], flags[1]]) | NLM_F_ACK;
+            flags.copy_from_slice(&asked.to_ne_bytes());
+        }
     }
 
     fn emit(&mut self, action: String, flags: u16, message: &RouteNetlinkMessage) {
@@ -125,12 +149,16 @@ impl Batch {
         header.message_type = message.message_type();
         header.flags = flags | NLM_F_REQUEST;
         // Relative; the socket adds its own count when it sends.
-        header.sequence_number = u32::try_from(self.actions.len()).expect("a batch is small");
+        header.sequence_number = u32::try_from(self.requests.len()).expect("a batch is small");
         let start = self.bytes.len();
         self.bytes.resize(start + length.next_multiple_of(4), 0);
         header.emit(&mut self.bytes[start..start + HEADER]);
         message.serialize(&mut self.bytes[start + HEADER..start + length]);
-        self.actions.push(action);
+        self.requests.push(Request {
+            action,
+            start,
+            is_dump: flags & NLM_F_DUMP == NLM_F_DUMP,
+        });
     }
 }
 
@@ -190,8 +218,8 @@ impl Socket {
     /// Opens a socket in the namespace of this thread.
     pub fn open() -> Result<Self, NetlinkError> {
         let call = |action| move |source| NetlinkError::Socket { action, source };
-        let mut inner = netlink_sys::Socket::new(NETLINK_ROUTE).map_err(call("open a socket"))?;
-        inner.bind_auto().map_err(call("bind a socket"))?;
+        // The kernel binds it when it sends.
+        let inner = netlink_sys::Socket::new(NETLINK_ROUTE).map_err(call("open a socket"))?;
         // Both are for messages only: reasons in words, and no echo of requests.
         inner
             .set_ext_ack(true)
@@ -203,17 +231,26 @@ impl Socket {
         inner
             .set_netlink_get_strict_chk(true)
             .map_err(call("set NETLINK_GET_STRICT_CHK"))?;
-        Ok(Self {
-            inner,
-            buffer: Vec::with_capacity(BUFFER),
-            sequence: 0,
-        })
+        Ok(Self { inner, sequence: 0 })
     }
 
     /// Index of an interface in the namespace of the socket. By `ioctl`, which is much
     /// cheaper than a message.
     pub fn index(&self, name: &str) -> Option<u32> {
         netdevice::name_to_index(&self.inner, name).ok()
+    }
+
+    /// Whether that namespace has the interface: for those who refuse by the answer, to whom
+    /// "nobody knows" is not "no".
+    pub fn has(&self, name: &str) -> Result<bool, NetlinkError> {
+        match netdevice::name_to_index(&self.inner, name) {
+            Ok(_) => Ok(true),
+            Err(rustix::io::Errno::NODEV | rustix::io::Errno::NXIO) => Ok(false),
+            Err(errno) => Err(NetlinkError::Socket {
+                action: "look an interface up",
+                source: errno.into(),
+            }),
+        }
     }
 
     /// Whether no interface in the namespace of the socket has the index.
@@ -224,24 +261,32 @@ impl Socket {
     /// Sends a batch and waits for all answers.
     pub fn run(&mut self, mut batch: Batch) -> Result<Answers, NetlinkError> {
         let first = self.sequence.wrapping_add(1);
-        let count = u32::try_from(batch.actions.len()).expect("a batch is small");
+        let count = u32::try_from(batch.count()).expect("a batch is small");
         self.sequence = self.sequence.wrapping_add(count);
+        batch.acknowledge_last();
         number_from(&mut batch.bytes, first);
         let sent = self.inner.send(&batch.bytes, 0);
         sent.map_err(|source| NetlinkError::Socket {
             action: "send",
             source,
         })?;
-        let pending = |action| Answer {
-            action,
-            outcome: Ok(()),
-            replies: Vec::new(),
-        };
-        let mut answers: Vec<Answer> = batch.actions.into_iter().map(pending).collect();
-        let mut open = answers.len();
+        let last = batch.requests.len().saturating_sub(1);
+        let mut answers = Vec::with_capacity(batch.requests.len());
+        let mut is_awaited = Vec::with_capacity(batch.requests.len());
+        for (number, request) in batch.requests.into_iter().enumerate() {
+            is_awaited.push(request.is_dump || number == last);
+            answers.push(Answer {
+                action: request.action,
+                outcome: Ok(()),
+                replies: Vec::new(),
+            });
+        }
+        // Not the socket's: of two sockets the second one's would be new to the process.
+        let mut buffer = Vec::with_capacity(BUFFER);
+        let mut open = is_awaited.iter().filter(|is_awaited| **is_awaited).count();
         while open > 0 {
-            self.receive()?;
-            let mut rest = self.buffer.as_slice();
+            self.receive(&mut buffer)?;
+            let mut rest = buffer.as_slice();
             while !rest.is_empty() {
                 let (message, behind) = Message::split(rest)?;
                 rest = behind;
@@ -250,7 +295,7 @@ impl Socket {
                 let Some(answer) = answers.get_mut(number) else {
                     continue;
                 };
-                if message.take_into(answer)? {
+                if message.take_into(answer)? && is_awaited[number] {
                     open -= 1;
                 }
             }
@@ -280,10 +325,10 @@ impl Socket {
         self.run(batch)
     }
 
-    fn receive(&mut self) -> Result<(), NetlinkError> {
-        self.buffer.clear();
+    fn receive(&self, buffer: &mut Vec<u8>) -> Result<(), NetlinkError> {
+        buffer.clear();
         loop {
-            match self.inner.recv(&mut self.buffer, 0) {
+            match self.inner.recv(buffer, 0) {
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(source) => {

@@ -6,7 +6,8 @@
 //! packet filter, however, a packet that is redirected there to a pod on the same bridge
 //! leaves by the bridge, and isolation would drop it.
 
-use std::fs;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 /// The settings of both families, on by default where the kernel has br_netfilter.
@@ -22,6 +23,9 @@ pub fn is_available() -> bool {
 
 /// Whether bridges hand frames of either family to the packet filter.
 pub fn is_on() -> bool {
-    let on = |path: &&str| fs::read(path).is_ok_and(|value| value.starts_with(b"1"));
-    SETTINGS.iter().any(on)
+    SETTINGS.iter().any(|path| {
+        let mut value = [0];
+        let read = File::open(path).and_then(|mut file| file.read(&mut value));
+        read.is_ok() && value == *b"1"
+    })
 }

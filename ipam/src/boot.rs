@@ -9,8 +9,8 @@
 //! The age is asked for besides because host-local may have served the directory
 //! before us since the machine came up.
 
-use std::fs;
-use std::io::{self, ErrorKind};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read};
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -31,7 +31,10 @@ pub const MARK: &str = ".boot";
 /// # Errors
 /// Where `/proc` cannot be read.
 pub fn id() -> io::Result<String> {
-    Ok(fs::read_to_string(ID)?.trim().to_owned())
+    let mut text = [0; 64];
+    let length = File::open(ID)?.read(&mut text)?;
+    let text = str::from_utf8(&text[..length]).map_err(|_| ErrorKind::InvalidData)?;
+    Ok(text.trim().to_owned())
 }
 
 /// When this boot began, by the clock of today.
@@ -58,8 +61,10 @@ impl Locked {
         keep: impl Fn(&Lease) -> bool,
     ) -> Result<Vec<IpAddr>, StoreError> {
         let path = self.dir.join(MARK);
-        let marked = match fs::read(&path) {
-            Ok(mark) if mark == id.as_bytes() => return Ok(Vec::new()),
+        let mut mark = [0; 64];
+        let read = File::open(&path).and_then(|mut file| file.read(&mut mark));
+        let marked = match read {
+            Ok(length) if mark[..length] == *id.as_bytes() => return Ok(Vec::new()),
             Ok(_) => true,
             Err(error) if error.kind() == ErrorKind::NotFound => false,
             Err(source) => return Err(io_error("read", &path)(source)),

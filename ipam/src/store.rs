@@ -24,7 +24,7 @@
 
 use std::cell::RefCell;
 use std::fs::{self, File, Metadata};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -142,12 +142,18 @@ impl Store {
 
     /// Locks the store, creating it where it does not exist.
     pub fn lock(&self, timeout: Duration) -> Result<Locked, StoreError> {
-        fs::create_dir_all(&self.dir).map_err(|source| StoreError::Io {
-            action: "create",
-            path: self.dir.clone(),
-            source,
-        })?;
-        self.open_lock(true, timeout)
+        match self.open_lock(true, timeout) {
+            Err(StoreError::Io { source, .. })
+                if matches!(
+                    source.kind(),
+                    ErrorKind::NotFound | ErrorKind::NotADirectory
+                ) =>
+            {
+                fs::create_dir_all(&self.dir).map_err(io_error("create", &self.dir))?;
+                self.open_lock(true, timeout)
+            }
+            outcome => outcome,
+        }
     }
 
     /// Locks the store if it exists: a release needs no directory, and must
@@ -302,8 +308,10 @@ impl Locked {
 
     /// The address that range set number `set` handed out last, if it says so.
     pub fn last_reserved(&self, set: usize) -> Option<IpAddr> {
-        let text = fs::read_to_string(self.last_path(set)).ok()?;
-        text.trim().parse().ok()
+        let mut text = [0; 64];
+        let mut file = File::open(self.last_path(set)).ok()?;
+        let length = file.read(&mut text).ok()?;
+        str::from_utf8(&text[..length]).ok()?.trim().parse().ok()
     }
 
     /// Remembers where the next search of range set number `set` goes on.
@@ -317,7 +325,11 @@ impl Locked {
         options.write(true).create(true).truncate(false);
         let written = options.open(&path).and_then(|mut file| {
             file.write_all(text.as_bytes())?;
-            file.set_len(text.len() as u64)
+            // Cutting off nothing costs as much as cutting off something.
+            match file.metadata()?.len() > text.len() as u64 {
+                true => file.set_len(text.len() as u64),
+                false => Ok(()),
+            }
         });
         written.map_err(io_error("write", &path))
     }

@@ -156,7 +156,7 @@ impl Plan<'_> {
     ) -> Result<Value, Error> {
         let mut host = Socket::open()?;
         let over_link = self.document.ipam.needs_link();
-        let mut endpoint = self.reserve_or_reap(made, pod.clone())?;
+        let mut endpoint = self.reserve_or_reap(made, &host, pod.clone())?;
         if agent.is_none() {
             // One that has started meanwhile may have read the records before ours was there.
             agent = Agent::connect(&self.document.agent_socket, self.document.policy)?;

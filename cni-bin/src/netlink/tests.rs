@@ -3,7 +3,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use super::*;
 
 impl Batch {
-    /// Each message in hexadecimal digits, with the number 1.
+    /// Each message in hexadecimal digits, as if it were sent alone, with the number 1.
     pub(crate) fn printed(&self) -> Vec<String> {
         let mut rest = self.bytes.as_slice();
         let mut messages = Vec::new();
@@ -11,6 +11,8 @@ impl Batch {
             let (_, behind) = Message::split(rest).unwrap();
             let mut bytes = rest[..rest.len() - behind.len()].to_vec();
             bytes[8..12].copy_from_slice(&1_u32.to_ne_bytes());
+            let flags = u16::from_ne_bytes([bytes[FLAGS], bytes[FLAGS + 1]]) | NLM_F_ACK;
+            bytes[FLAGS..FLAGS + 2].copy_from_slice(&flags.to_ne_bytes());
             messages.push(bytes.iter().map(|byte| format!("{byte:02x}")).collect());
             rest = behind;
         }
@@ -49,11 +51,13 @@ fn a_batch_is_a_row_of_aligned_messages_with_their_own_numbers() {
     let mut batch = Batch::default();
     batch.push("one", 0, &RouteNetlinkMessage::GetLink(link.clone()));
     batch.push("two", 0x600, &RouteNetlinkMessage::NewLink(link));
+    batch.acknowledge_last();
     number_from(&mut batch.bytes, 40);
     let (first, rest) = Message::split(&batch.bytes).unwrap();
     let (second, rest) = Message::split(rest).unwrap();
     assert!(rest.is_empty());
-    assert_eq!((first.kind, first.sequence, first.flags), (18, 40, 5));
+    // The last alone asks for an acknowledgement.
+    assert_eq!((first.kind, first.sequence, first.flags), (18, 40, 1));
     assert_eq!(
         (second.kind, second.sequence, second.flags),
         (16, 41, 0x605)

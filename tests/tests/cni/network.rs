@@ -55,6 +55,13 @@ fn the_mtu_is_that_of_the_way_out_unless_it_is_configured() -> Result<()> {
         assert_eq!(result["interfaces"][2]["mtu"], mtu, "{result}");
         del(&node, &pod)?;
     }
+    // By the other family, and nowhere.
+    for (family, mtu) in [("-4", 1442), ("-6", 1500)] {
+        node.netns.ip(&format!("{family} route delete default"))?;
+        let result = add(&node, &pod, &json!({})).result()?;
+        assert_eq!(result["interfaces"][2]["mtu"], mtu, "{result}");
+        del(&node, &pod)?;
+    }
     assert_empty(&node)
 }
 

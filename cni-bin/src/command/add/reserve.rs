@@ -15,6 +15,7 @@ use crate::command::{LOCK_TIMEOUT, owner, resolv_conf};
 use crate::delegate::Delegate;
 use crate::link;
 use crate::nat;
+use crate::netlink::Socket;
 use crate::reap::{free_dead_leases, has_unrecorded_pod, reap};
 use crate::shaping;
 use crate::spec::result::{Dns, Route};
@@ -26,13 +27,14 @@ impl Plan<'_> {
     pub(super) fn reserve_or_reap(
         &self,
         made: &mut Made<'_>,
+        host: &Socket,
         pod: Option<PodRef>,
     ) -> Result<Endpoint, Error> {
-        match self.reserve(made, pod.clone()) {
+        match self.reserve(made, host, pod.clone()) {
             Err(error) if error.code == Code::Exhausted => {
                 match reap(&self.document.agent_socket) {
                     Ok(reaped) if reaped.is_empty() => Err(error),
-                    Ok(_) => self.reserve(made, pod),
+                    Ok(_) => self.reserve(made, host, pod),
                     Err(records) => Err(error.with_details([records.to_string()])),
                 }
             }
@@ -41,9 +43,14 @@ impl Plan<'_> {
     }
 
     /// Reserves the addresses and writes the record.
-    fn reserve(&self, made: &mut Made<'_>, pod: Option<PodRef>) -> Result<Endpoint, Error> {
+    fn reserve(
+        &self,
+        made: &mut Made<'_>,
+        host: &Socket,
+        pod: Option<PodRef>,
+    ) -> Result<Endpoint, Error> {
         let records = Records::beside(&self.document.agent_socket);
-        self.clear_remains(&made.key, &records)?;
+        self.clear_remains(&made.key, &records, host)?;
         match (&self.document.ipam, &self.config.pool) {
             (Ipam::Plugin(_), _) if !self.document.ipam.needs_link() => {
                 self.ask_plugin(&records, made, pod)
@@ -224,8 +231,13 @@ impl Plan<'_> {
     /// An attachment of the same name: refused if it is alive, undone if it is what a
     /// killed ADD or a lost namespace left. Before any lock is taken: undoing takes them
     /// itself.
-    fn clear_remains(&self, key: &AttachmentKey, records: &Records) -> Result<(), Error> {
-        let has_link = link::exists(&key.host_ifname())?;
+    fn clear_remains(
+        &self,
+        key: &AttachmentKey,
+        records: &Records,
+        host: &Socket,
+    ) -> Result<(), Error> {
+        let has_link = host.has(&key.host_ifname())?;
         let record = records.open(key, LOCK_TIMEOUT)?;
         if has_link && !record.as_ref().is_some_and(Record::is_unfinished) {
             let message = format!("attachment {key} exists already: DEL it first");
