@@ -65,6 +65,25 @@ fn the_mtu_is_that_of_the_way_out_unless_it_is_configured() -> Result<()> {
     assert_empty(&node)
 }
 
+/// cni.md 19: what the kernel would make for every processor and leave unused.
+#[test]
+fn both_ends_have_one_queue() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let pod = NetNs::create("pod")?;
+    let result = add(&node, &pod, &json!({})).result()?;
+    let port = inspect::host_interface(&result)?;
+    for link in [
+        pod.ip_json("-d link show eth0")?,
+        node.netns.ip_json(&format!("-d link show {port}"))?,
+    ] {
+        assert_eq!(link[0]["num_tx_queues"], 1, "{link}");
+        assert_eq!(link[0]["num_rx_queues"], 1, "{link}");
+    }
+    del(&node, &pod)?;
+    assert_empty(&node)
+}
+
 /// cni.md 20.
 #[test]
 fn a_default_route_of_ipam_and_is_default_gateway_make_one_route() -> Result<()> {
