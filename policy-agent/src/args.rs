@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use dataplane::attachment::DEFAULT_SOCKET;
 
 use crate::config::DenyWith;
+use crate::config::duration::duration;
 use crate::verdict_log::Target;
 
 use network::NetworkFlags;
@@ -303,23 +304,6 @@ pub enum Output {
     Text,
     /// One JSON document.
     Json,
-}
-
-/// `500ms`, `10s`, `2m`, `24h`; a bare number is seconds.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| format!("{text:?} is no duration: write 500ms, 10s or 2m"))?;
-    match &text[digits.len()..] {
-        "ms" => Ok(Duration::from_millis(number)),
-        "s" | "" => Ok(Duration::from_secs(number)),
-        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
-        "h" => Ok(Duration::from_secs(number.saturating_mul(3600))),
-        unit => Err(format!(
-            "unit {unit:?} of {text:?} is unknown: use ms, s, m or h"
-        )),
-    }
 }
 
 fn pod_key(text: &str) -> Result<String, String> {

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use proxy::model::ObjectKey;
+use serde::{Deserialize, Serialize};
 
 use crate::event::Kind;
-use crate::owner::Problem;
 
 /// Everything that is wrong.
 pub type Complaints = BTreeSet<Complaint>;
@@ -33,6 +33,15 @@ impl Complaint {
             message,
         }
     }
+}
+
+/// A line of `status` about something that is wrong.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Problem {
+    /// `Kind namespace/name`.
+    pub object: String,
+    /// What is wrong and what to do.
+    pub reason: String,
 }
 
 impl From<&Complaint> for Problem {

@@ -1,6 +1,7 @@
 //! The file of `--config`.
 
 pub mod detect_local;
+pub(crate) mod duration;
 pub mod network;
 pub mod services;
 

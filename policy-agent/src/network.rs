@@ -38,9 +38,9 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::complaint::Problem;
 use crate::config::network::NetworkMode;
 use crate::model::Node;
-use crate::owner::Problem;
 
 /// `rtm_protocol` of our routes; `rt_protos` of iproute2 has no name for it.
 pub const PROTOCOL: u8 = 116;

@@ -49,7 +49,7 @@ pub use commit::SyncError;
 pub use news::ServiceNews;
 pub use restore::Earlier;
 pub use services::{NoLocalEndpoints, Observations, ServiceSummary};
-pub use status::{PolicyStatus, Problem, Status, Summary, TierStatus};
+pub use status::{PolicyStatus, Status, Summary, TierStatus};
 
 /// Settings of the owner.
 #[derive(Clone, Debug)]

@@ -14,10 +14,10 @@ use dataplane::attachment::AttachmentKey;
 use dataplane::kernel::Kernel;
 use tokio::sync::{oneshot, watch};
 
-use crate::complaint::{Complaint, Complaints};
+use crate::complaint::{Complaint, Complaints, Problem};
 use crate::health::Health;
 use crate::network::follow::Nodes;
-use crate::owner::{Owner, Problem, ServiceNews};
+use crate::owner::{Owner, ServiceNews};
 use crate::source::manifests::ManifestDir;
 
 pub use mail::{Call, Mail};

@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::Args;
 use ipnet::IpNet;
 
-use super::duration;
 use crate::config::detect_local::{DetectLocalMode, interface_name, interface_prefix};
+use crate::config::duration::duration;
 use crate::config::services::{NodePortAddress, ServiceConfig, prefix_of};
 
 /// See [`ServiceConfig`], which has the defaults.

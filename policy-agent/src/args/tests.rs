@@ -52,32 +52,7 @@ fn every_verb_takes_a_socket_and_a_form_of_output() {
 }
 
 #[test]
-fn durations_are_read_with_their_units() {
-    for (text, milliseconds) in [
-        ("500ms", 500),
-        ("10s", 10_000),
-        ("2m", 120_000),
-        ("3", 3_000),
-        ("2h", 7_200_000),
-    ] {
-        assert_eq!(
-            duration(text),
-            Ok(Duration::from_millis(milliseconds)),
-            "{text}"
-        );
-    }
-    for text in [
-        "",
-        "s",
-        "-1s",
-        "1.5s",
-        "10d",
-        "1 s",
-        "99999999999999999999s",
-    ] {
-        let error = duration(text).expect_err(text);
-        assert!(error.contains(&format!("{text:?}")), "{error}");
-    }
+fn a_wait_takes_ten_seconds_where_nothing_is_said() {
     let Ok(Command::Wait { timeout, .. }) = parse("wait") else {
         panic!("a valid line");
     };

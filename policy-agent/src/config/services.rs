@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 
 use super::detect_local::{DetectLocalConfig, DetectLocalMode};
-use crate::args::duration;
+use super::duration::duration;
 
 /// The section `services` of the file; each key is a flag of `run` as well, and the flag
 /// counts where both are given.

@@ -10,7 +10,8 @@ use dataplane::layout::{masquerade, tunnels};
 use dataplane::object::Ruleset;
 use ipnet::IpNet;
 
-use super::{Owner, Problem};
+use super::Owner;
+use crate::complaint::Problem;
 use crate::event::Kind;
 use crate::network::{NetworkStatus, NodeNetwork};
 

@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Owner, ServiceSummary};
 use crate::compile::PolicySummary;
+use crate::complaint::Problem;
 use crate::network::NetworkStatus;
 use crate::snapshot::{About, Snapshot};
-use crate::source::manifests;
 
 /// The state of the agent in one document.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -90,26 +90,6 @@ pub struct AttachmentStatus {
     pub ips: Vec<IpAddr>,
     /// Whether its policies are in the kernel; while not, it is closed.
     pub programmed: bool,
-}
-
-/// Something that is wrong with an object.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Problem {
-    /// `Kind namespace/name`.
-    pub object: String,
-    /// What is wrong and what to do.
-    pub reason: String,
-}
-
-impl From<&manifests::Problem> for Problem {
-    fn from(problem: &manifests::Problem) -> Self {
-        let object = problem.object.as_ref();
-        let object = object.map(|(kind, key)| format!(" {kind} {key}"));
-        Self {
-            object: format!("{}{}", problem.file.display(), object.unwrap_or_default()),
-            reason: problem.message.clone(),
-        }
-    }
 }
 
 /// A policy as this node sees it.

@@ -31,6 +31,7 @@ use std::path::{Path, PathBuf};
 
 use proxy::model::ObjectKey;
 
+use crate::complaint;
 use crate::event::{Event, Kind, Object};
 use files::FileState;
 use ledger::Ledger;
@@ -64,6 +65,17 @@ pub struct Problem {
     pub object: Option<(Kind, ObjectKey)>,
     /// What is wrong and what to do.
     pub message: String,
+}
+
+impl From<&Problem> for complaint::Problem {
+    fn from(problem: &Problem) -> Self {
+        let object = problem.object.as_ref();
+        let object = object.map(|(kind, key)| format!(" {kind} {key}"));
+        Self {
+            object: format!("{}{}", problem.file.display(), object.unwrap_or_default()),
+            reason: problem.message.clone(),
+        }
+    }
 }
 
 /// What a file holds, for whoever does not follow a directory.

@@ -14,9 +14,8 @@ use super::super::kernel::{Kernel, Surroundings};
 use super::super::plan::{Plan, Settings, Way, plan};
 use super::super::{NetworkStatus, NodeNetwork, RouteStatus, sysctls};
 use super::FROM;
-use crate::complaint::Complaint;
+use crate::complaint::{Complaint, Problem};
 use crate::config::network::NetworkMode;
-use crate::owner::Problem;
 use crate::runtime::Mail;
 
 /// Lines of one pass in the log.
