@@ -62,6 +62,31 @@ pub fn service(key: &str, ips: [&str; 2], selector: &Value, ports: &[(u16, u16)]
     })
 }
 
+/// The EndpointSlices of both families of a Service of [`service`], with one ready endpoint each
+/// on that node.
+pub fn slices(key: &str, ips: [&str; 2], node: &str, ports: &[(u16, u16)]) -> [Value; 2] {
+    let (namespace, name) = key.split_once('/').expect("a key is namespace/name");
+    let ports = ports.iter().flat_map(|(port, target)| {
+        ["TCP", "UDP"].map(|protocol| {
+            let name = format!("{}-{port}", protocol.to_lowercase());
+            json!({"name": name, "port": target, "protocol": protocol})
+        })
+    });
+    let ports: Vec<_> = ports.collect();
+    [("IPv4", ips[0]), ("IPv6", ips[1])].map(|(family, ip)| {
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
+            "metadata": {"namespace": namespace,
+                "name": format!("{name}-{}", family.to_lowercase()),
+                "labels": {"kubernetes.io/service-name": name}},
+            "endpoints": [{
+                "addresses": [ip], "nodeName": node, "conditions": {"ready": true},
+            }],
+            "ports": ports,
+        })
+    })
+}
+
 /// A NetworkPolicy with this `spec`.
 pub fn policy(key: &str, spec: &Value) -> Value {
     let (namespace, name) = key.split_once('/').expect("a key is namespace/name");

@@ -5,18 +5,19 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use tests::matrix::LIMIT;
 use tests::netns::NetNs;
 use tests::node::{NODE_NAME, Node, OUTSIDE_IPS};
 use tests::objects;
 use tests::pod::Family;
 use tests::require_root;
 use tests::scene::{NODE, OUTSIDE, Scene};
-use tests::traffic::{Outcome, Protocol, Server, ask};
+use tests::traffic::{Outcome, PATIENT, Protocol, Server, ask};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 const VIP: [&str; 2] = ["203.0.113.10", "2001:db8:113::10"];
 const SERVER: &str = "shop/web";
+/// Of the Services and of their endpoints.
+const PORTS: [(u16, u16); 1] = [(8000, 80)];
 
 /// The bridge of the other plugin, and the addresses behind it.
 const BRIDGE: &str = "cni0";
@@ -69,26 +70,7 @@ fn own_node(pod_cidrs: [&str; 2]) -> Value {
 }
 
 fn web() -> Value {
-    objects::service("shop/web", WEB, &json!({"app": "web"}), &[(8000, 80)])
-}
-
-/// Endpoints of `shop/given`, which has no selector: one at each of the addresses.
-fn given(ips: [&str; 2], node: &str) -> [Value; 2] {
-    let slice = |(family, ip): (&str, &str)| {
-        json!({
-            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
-            "metadata": {"namespace": "shop", "name": format!("given-{}", family.to_lowercase()),
-                "labels": {"kubernetes.io/service-name": "given"}},
-            "endpoints": [{
-                "addresses": [ip], "nodeName": node, "conditions": {"ready": true},
-            }],
-            "ports": [
-                {"name": "tcp-8000", "port": 80, "protocol": "TCP"},
-                {"name": "udp-8000", "port": 80, "protocol": "UDP"},
-            ],
-        })
-    };
-    [("IPv4", ips[0]), ("IPv6", ips[1])].map(slice)
+    objects::service("shop/web", WEB, &json!({"app": "web"}), &PORTS)
 }
 
 fn start<'n>(node: &'n Node, objects: &[Value], arguments: &[&str]) -> Result<Scene<'n>> {
@@ -98,19 +80,19 @@ fn start<'n>(node: &'n Node, objects: &[Value], arguments: &[&str]) -> Result<Sc
 
 /// Whom the endpoint sees when `from` asks.
 fn seen(from: &NetNs, protocol: Protocol, ip: IpAddr) -> Result<IpAddr> {
-    let outcome = from.enter(move || ask(protocol, SocketAddr::new(ip, 8000), LIMIT))?;
+    let outcome = from.enter(move || ask(protocol, SocketAddr::new(ip, 8000), PATIENT))?;
     match outcome {
         Outcome::Answered { peer, .. } => Ok(peer.ip()),
         outcome => anyhow::bail!("{} {protocol} {ip}: {outcome}", from.name()),
     }
 }
 
-/// Whether endpoints see the sender itself at the cluster IP, in both families and protocols.
-fn is_seen(from: &NetNs, own: [&str; 2], cluster_ips: [&str; 2]) -> Result<bool> {
+/// Whether endpoints see the sender itself at the cluster IP, in both families.
+fn is_seen_over(protocols: &[Protocol], from: &NetNs, own: [&str; 2]) -> Result<bool> {
     let mut kept = Vec::new();
     for family in Family::ALL {
-        for protocol in Protocol::ALL {
-            let seen = seen(from, protocol, family.pick(cluster_ips))?;
+        for protocol in protocols {
+            let seen = seen(from, *protocol, family.pick(WEB))?;
             kept.push(seen == family.pick(own));
         }
     }
@@ -119,6 +101,10 @@ fn is_seen(from: &NetNs, own: [&str; 2], cluster_ips: [&str; 2]) -> Result<bool>
         "the same in both families and protocols: {kept:?}"
     );
     Ok(kept[0])
+}
+
+fn is_seen(from: &NetNs, own: [&str; 2]) -> Result<bool> {
+    is_seen_over(&Protocol::ALL, from, own)
 }
 
 /// services.md section 1, detectLocal: the four modes of kube-proxy.
@@ -150,17 +136,16 @@ fn the_mode_says_whose_addresses_endpoints_see() -> Result<()> {
         let pod = other_pod(&node, "port0", FIRST)?;
         let scene = start(&node, &[web(), own_node(PREFIXES)], &arguments)?;
         let look = |from: &NetNs, own, expected, who: &str| -> Result<()> {
-            let is_seen = is_seen(from, own, WEB).with_context(|| format!("{arguments:?}"))?;
+            let is_seen = is_seen(from, own).with_context(|| format!("{arguments:?}"))?;
             ensure!(is_seen == expected, "{arguments:?} {who}: {is_seen}");
             Ok(())
         };
         look(&pod, FIRST, sees_pod, "the other plugin's pod")?;
         look(&node.outside, OUTSIDE_IPS, sees_outside, "somebody outside")?;
         for family in Family::ALL {
-            let server = scene.pod(SERVER).netns.name().to_owned();
-            let outcome =
-                scene.ask(NODE, Protocol::Tcp, SocketAddr::new(family.pick(WEB), 8000))?;
-            ensure!(outcome.is_answered(), "{arguments:?} {server}: {outcome}");
+            let target = SocketAddr::new(family.pick(WEB), 8000);
+            let outcome = scene.ask_for(NODE, Protocol::Tcp, target, PATIENT)?;
+            ensure!(outcome.is_answered(), "{arguments:?}: {outcome}");
         }
     }
     Ok(())
@@ -179,7 +164,9 @@ fn the_mode_node_cidr_follows_the_node() -> Result<()> {
     ensure!(problems.contains("spec.podCIDRs"), "{problems}");
     for (cidrs, expected) in [(elsewhere, false), (PREFIXES, true), (elsewhere, false)] {
         scene.apply(&[web(), own_node(cidrs)])?;
-        ensure!(is_seen(&pod, FIRST, WEB)? == expected, "{cidrs:?}");
+        // A datagram from a port that comes back goes as the one before it.
+        let is_seen = is_seen_over(&[Protocol::Tcp], &pod, FIRST)?;
+        ensure!(is_seen == expected, "{cidrs:?}: {is_seen}");
     }
     let problems = scene.agent.verb(&["status"])?;
     ensure!(!problems.contains("spec.podCIDRs"), "{problems}");
@@ -192,11 +179,11 @@ fn pods_behind_the_bridge_reach_all_endpoints_of_the_policy_local() -> Result<()
     require_root!();
     let node = with_bridge()?;
     let pod = other_pod(&node, "port0", FIRST)?;
-    let mut service = objects::service("shop/given", WEB, &json!({}), &[(8000, 80)]);
+    let mut service = objects::service("shop/given", WEB, &json!({}), &PORTS);
     service["spec"]["type"] = "LoadBalancer".into();
     service["spec"]["externalTrafficPolicy"] = "Local".into();
     service["status"]["loadBalancer"]["ingress"] = json!(VIP.map(|ip| json!({"ip": ip})));
-    let mut objects = given(OUTSIDE_IPS, "n2").to_vec();
+    let mut objects = objects::slices("shop/given", OUTSIDE_IPS, "n2", &PORTS).to_vec();
     objects.push(service);
     let arguments = [
         "--detect-local-mode",
@@ -233,23 +220,18 @@ fn a_pod_keeps_its_address_towards_its_neighbour_on_the_bridge() -> Result<()> {
         other_pod(&node, "port1", SECOND)?,
     ];
     let _server = Server::start(&pods[1], "neighbour", &[80])?;
-    let mut objects = given(SECOND, NODE_NAME).to_vec();
-    objects.push(objects::service(
-        "shop/given",
-        WEB,
-        &json!({}),
-        &[(8000, 80)],
-    ));
+    let mut objects = objects::slices("shop/given", SECOND, NODE_NAME, &PORTS).to_vec();
+    objects.push(objects::service("shop/given", WEB, &json!({}), &PORTS));
     for (mode, flag, value) in [
         ("BridgeInterface", "--pod-bridge-interface", BRIDGE),
         ("InterfaceNamePrefix", "--pod-interface-name-prefix", "cn"),
     ] {
         let scene = start(&node, &objects, &["--detect-local-mode", mode, flag, value])?;
-        ensure!(is_seen(&pods[0], FIRST, WEB)?, "{mode}");
-        ensure!(!is_seen(&node.outside, OUTSIDE_IPS, WEB)?, "{mode}");
+        ensure!(is_seen(&pods[0], FIRST)?, "{mode}");
+        ensure!(!is_seen(&node.outside, OUTSIDE_IPS)?, "{mode}");
         for family in Family::ALL {
             let target = SocketAddr::new(family.pick(WEB), 8000);
-            let outcome = scene.ask(NODE, Protocol::Tcp, target)?;
+            let outcome = scene.ask_for(NODE, Protocol::Tcp, target, PATIENT)?;
             ensure!(outcome.is_answered(), "{mode}: {outcome}");
         }
     }

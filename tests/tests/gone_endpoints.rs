@@ -180,22 +180,14 @@ fn a_pod_that_lives_keeps_its_connections_whatever_its_service_says() -> Result<
 }
 
 /// The neighbour as an endpoint of the Service, in both families; or nothing.
-fn given(service: &str, is_there: bool) -> Vec<Value> {
-    let slice = |(family, ip): (&str, &str)| {
-        let endpoint = json!({"addresses": [ip], "nodeName": "n2", "conditions": {"ready": true}});
-        let endpoints: Vec<_> = is_there.then_some(endpoint).into_iter().collect();
-        json!({
-            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
-            "metadata": {"namespace": "shop",
-                "name": format!("{service}-{}", family.to_lowercase()),
-                "labels": {"kubernetes.io/service-name": service}},
-            "endpoints": endpoints,
-            "ports": [{"name": "tcp-8000", "port": 80, "protocol": "TCP"}],
-        })
-    };
-    [("IPv4", OUTSIDE_IPS[0]), ("IPv6", OUTSIDE_IPS[1])]
-        .map(slice)
-        .into()
+fn given(service: &str, is_there: bool) -> [Value; 2] {
+    let key = format!("shop/{service}");
+    objects::slices(&key, OUTSIDE_IPS, "n2", &[(8000, 80)]).map(|mut slice| {
+        if !is_there {
+            slice["endpoints"] = json!([]);
+        }
+        slice
+    })
 }
 
 #[test]
@@ -239,7 +231,7 @@ fn without_being_asked_for_no_connection_is_reset() -> Result<()> {
     require_root!();
     let node = Node::new()?;
     let objects = |is_there: bool| {
-        let mut objects = given("one", is_there);
+        let mut objects = given("one", is_there).to_vec();
         objects.push(objects::service("shop/one", WEB, &json!({}), &[(8000, 80)]));
         objects
     };

@@ -51,23 +51,7 @@ fn local(service: &mut Value) {
 
 /// The endpoint on another host, which is the neighbour outside.
 fn elsewhere() -> Vec<Value> {
-    let slice = |(family, ip): (&str, &str)| {
-        json!({
-            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
-            "metadata": {"namespace": "shop", "name": format!("web-{}", family.to_lowercase()),
-                "labels": {"kubernetes.io/service-name": "web"}},
-            "endpoints": [{
-                "addresses": [ip], "nodeName": "n2", "conditions": {"ready": true},
-            }],
-            "ports": [
-                {"name": "tcp-8000", "port": 80, "protocol": "TCP"},
-                {"name": "udp-8000", "port": 80, "protocol": "UDP"},
-            ],
-        })
-    };
-    [("IPv4", OUTSIDE_IPS[0]), ("IPv6", OUTSIDE_IPS[1])]
-        .map(slice)
-        .into()
+    objects::slices("shop/web", OUTSIDE_IPS, "n2", &[(8000, 80)]).into()
 }
 
 /// A node to which its neighbour routes the addresses from outside the cluster.
