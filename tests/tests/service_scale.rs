@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -24,6 +24,8 @@ const WEB: &str = "10.96.0.10:80";
 /// The neighbour outside answers at all addresses of it.
 const ENDPOINTS: &str = "10.60.0.0/16";
 const INTERVAL: Duration = Duration::from_millis(1);
+/// For how many seconds changes go on, instead of some rounds.
+const SOAK: &str = "TRAMMEL_SOAK_SECONDS";
 
 /// A Service of one port and one family.
 fn service(name: &str, ip: Ipv4Addr) -> Value {
@@ -107,6 +109,17 @@ fn unharmed(hammer: Hammer) -> Result<()> {
     Ok(())
 }
 
+/// The rounds of a change that goes on: so many, or as many as the time of [`SOAK`] allows.
+fn rounds(at_least: u16) -> Result<impl Iterator<Item = u32>> {
+    let soak = match std::env::var(SOAK) {
+        Ok(seconds) => seconds.parse().context(SOAK)?,
+        Err(_) => 0,
+    };
+    let started = Instant::now();
+    let soak = Duration::from_secs(soak);
+    Ok((0..).take_while(move |round| *round < at_least.into() || started.elapsed() < soak))
+}
+
 /// Numbers of chains, rules, sets and maps.
 fn size(node: &Node) -> Result<[usize; 4]> {
     let objects = ruleset(&node.netns)?;
@@ -138,8 +151,9 @@ fn an_endpoint_that_flaps_among_thousands_of_services_costs_its_own_elements() -
     let of_web = hammer(&scene, WEB)?;
     let of_other = hammer(&scene, "10.96.100.7:80")?;
     let mut before = None;
-    for round in 0..60 {
-        scene.apply(&web((0..4).filter(|n| round % 2 == 0 || *n != round % 4)))?;
+    for round in rounds(60)? {
+        let flaps = |number: u16| round % 2 == 1 && u32::from(number) == round % 4;
+        scene.apply(&web((0..4).filter(|number| !flaps(*number))))?;
         let operations = number(&scene.agent, "lastSyncOperations")?;
         // The first rounds make the chains for so many endpoints; a message is counted, too.
         ensure!(
@@ -169,8 +183,8 @@ fn services_come_and_go_by_the_hundred_and_nothing_grows() -> Result<()> {
     let scene = start(&node, 0, 0..3)?;
     let unrelated = hammer(&scene, WEB)?;
     let mut before = None;
-    for round in 0..40u16 {
-        let first = 100 * (round % 20);
+    for round in rounds(40)? {
+        let first = 100 * u16::try_from(round % 20)?;
         node.manifests
             .write("many", &services(first..first + 100))?;
         scene.agent.wait()?;
