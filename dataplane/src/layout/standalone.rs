@@ -7,6 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
+
 use crate::attachment::Attachment;
 use crate::desired::Desired;
 use crate::diff::diff;
@@ -27,30 +29,36 @@ pub fn part() -> Table {
 /// The tables for these attachments, without an agent. Of two that claim the same hostPort
 /// the later one gets it.
 pub fn ruleset<'a>(attachments: impl IntoIterator<Item = &'a Attachment>) -> Ruleset {
-    wanted(attachments, false)
+    wanted(attachments, None)
 }
 
 /// The transaction after which these attachments have what they want.
 ///
 /// `observed` is what there is of [`part`]; `None`: there is no table. `is_shared`: the table
 /// holds more than that. It is then an agent's, which is not running: all of the part stays
-/// in it.
+/// in it, with the networks in which it kept addresses. Those of other nodes only it knows.
 pub fn update<'a>(
     observed: Option<Table>,
     is_shared: bool,
     attachments: impl IntoIterator<Item = &'a Attachment>,
 ) -> Transaction {
-    let wanted = wanted(attachments, is_shared);
     let observed = observed.map(|table| (INET.clone(), table));
     let observed = Ruleset {
         tables: observed.into_iter().collect(),
     };
+    let agents = is_shared.then(|| masquerade::inside_of(&observed));
+    let wanted = wanted(attachments, agents);
     diff(&observed, &wanted)
 }
 
-fn wanted<'a>(attachments: impl IntoIterator<Item = &'a Attachment>, whole: bool) -> Ruleset {
+/// With the networks of an agent's table: all of the part.
+fn wanted<'a>(
+    attachments: impl IntoIterator<Item = &'a Attachment>,
+    agents: Option<BTreeSet<IpNet>>,
+) -> Ruleset {
     let mut elements = BTreeMap::new();
-    let mut pod_networks = BTreeSet::new();
+    let whole = agents.is_some();
+    let mut pod_networks = agents.unwrap_or_default();
     let (mut host_ports, mut masquerades) = (whole, whole);
     for attachment in attachments {
         let (ports, addresses) = (

@@ -130,6 +130,15 @@ pub(crate) fn translations(node: &Node) -> Result<BTreeMap<String, Vec<Value>>> 
 
 /// The manifests of containers, which the harness calls `default/ID`, and an agent.
 pub(crate) fn start_agent<'n>(node: &'n Node, ids: &[&str]) -> Result<Agent<'n>> {
+    start_agent_with(node, ids, &[])
+}
+
+/// The same, with more arguments.
+pub(crate) fn start_agent_with<'n>(
+    node: &'n Node,
+    ids: &[&str],
+    arguments: &[&str],
+) -> Result<Agent<'n>> {
     let mut manifests = vec![objects::namespace("default", &json!({}))];
     let pods = ids.iter().map(|id| {
         let key = format!("default/{id}");
@@ -137,5 +146,5 @@ pub(crate) fn start_agent<'n>(node: &'n Node, ids: &[&str]) -> Result<Agent<'n>>
     });
     manifests.extend(pods);
     node.manifests.write("pods", &manifests)?;
-    Agent::start(node)
+    Agent::start_with(node, arguments)
 }

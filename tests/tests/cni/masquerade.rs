@@ -11,7 +11,7 @@ use tests::traffic::{Outcome, Protocol, Server};
 use tests::{inspect, require_root};
 
 use crate::assert_empty;
-use crate::container::{Container, ask_from, elements, start_agent};
+use crate::container::{Container, ask_from, elements, start_agent, start_agent_with};
 
 /// The address that a server at `target` sees.
 fn seen(from: &NetNs, protocol: Protocol, target: SocketAddr) -> Result<String> {
@@ -151,4 +151,25 @@ fn pod_networks_that_overlap_are_merged_and_taken_apart_again() -> Result<()> {
         assert_empty(&node)?;
     }
     Ok(())
+}
+
+/// issue 7, "Must hold": a pod that comes or goes while the agent is replaced changes nothing for
+/// the others. Masqueraded towards the pods of other nodes they would be strangers to policies.
+#[test]
+fn the_networks_of_other_nodes_stay_when_a_pod_leaves_without_the_agent() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let cidrs = "10.88.0.0/16,10.200.0.0/16,fd00:200::/56";
+    let agent = start_agent_with(&node, &["one", "two"], &["--cluster-cidr", cidrs])?;
+    let stays = Container::add(&node, "one", json!({"ipMasq": true}))?;
+    let leaves = Container::add(&node, "two", json!({"ipMasq": true}))?;
+    let before = [elements(&node, "inside4")?, elements(&node, "inside6")?];
+    let cluster = json!({"prefix": {"addr": "10.200.0.0", "len": 16}});
+    assert!(before[0].contains(&cluster), "{before:?}");
+    agent.stop()?;
+    leaves.del()?;
+    assert_eq!(elements(&node, "masqueraded4")?.len(), 1);
+    let after = [elements(&node, "inside4")?, elements(&node, "inside6")?];
+    assert_eq!(after, before);
+    stays.del()
 }

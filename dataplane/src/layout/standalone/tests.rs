@@ -5,7 +5,7 @@ use crate::attachment::{AttachmentKey, MacAddr, PortMapping, Transport};
 use crate::fake::Fake;
 use crate::kernel::Kernel;
 use crate::layout;
-use crate::object::{Family, Hook};
+use crate::object::{Family, Hook, IpFamily};
 use crate::trace::{Fate, Packet, Tracer};
 
 const HOST: [&str; 2] = ["192.0.2.2", "2001:db8::2"];
@@ -250,6 +250,8 @@ fn there_is_what_is_wanted_and_nothing_after_the_last() {
 fn the_tables_of_a_stopped_agent_stay_and_an_agent_finds_its_own_part_done() {
     let mut desired = Desired::new();
     layout::install(&mut desired, 1);
+    let others = "10.200.0.0/16".parse().expect("a network");
+    masquerade::want_inside(&mut desired, &[others].into());
     let mut fake = Fake::new();
     fake.commit(&desired.transaction()).expect("sound");
     let before = fake.ruleset().clone();
@@ -261,8 +263,20 @@ fn the_tables_of_a_stopped_agent_stay_and_an_agent_finds_its_own_part_done() {
     write(&mut fake, &pods);
     let with_pods = fake.ruleset().clone();
     assert_ne!(before, with_pods);
+    let inside = |ruleset: &Ruleset| masquerade::inside_of(ruleset);
+    let kept = inside(&with_pods);
+    assert!(kept.is_superset(&inside(&before)) && kept != inside(&before));
     write(&mut fake, &[]);
-    assert_eq!(*fake.ruleset(), before);
+    // Which networks are others' as well only an agent can say.
+    assert_eq!(inside(fake.ruleset()), kept);
+    let mut rest = fake.ruleset().clone();
+    for family in IpFamily::BOTH {
+        let name = masquerade::INSIDE.of(family);
+        let set = before.tables[&*INET].sets[name].clone();
+        let table = rest.tables.get_mut(&*INET).expect("it stays");
+        table.sets.insert(name.clone(), set);
+    }
+    assert_eq!(rest, before);
 
     // The other way round: what the plugin wrote is a part of what an agent writes.
     let mut alone = Fake::new();
