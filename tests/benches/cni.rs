@@ -11,7 +11,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -324,7 +324,11 @@ impl Side {
             .spawn()
             .with_context(|| format!("cannot run {}", self.program.display()))?;
         let mut stdin = child.stdin.take().expect("piped");
-        stdin.write_all(self.conf.to_string().as_bytes())?;
+        match stdin.write_all(self.conf.to_string().as_bytes()) {
+            // It has ended without it: for VERSION there is no need.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+            written => written?,
+        }
         Ok(child)
     }
 
