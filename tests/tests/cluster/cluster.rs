@@ -129,6 +129,12 @@ impl Cluster {
         Ok(())
     }
 
+    /// The network that many clusters have before, on all nodes: `add` or `remove`.
+    pub(crate) fn bridge(&self, verb: &str) -> Result<()> {
+        succeed(&mut self.program("bridge", &[verb]), "")?;
+        Ok(())
+    }
+
     /// Ends a program of a node by `stop` or `kill`.
     pub(crate) fn without(
         &self,

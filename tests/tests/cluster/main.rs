@@ -13,11 +13,13 @@
 
 mod backup;
 mod cluster;
+mod daemon_set;
 mod deployments;
 mod guarded;
 mod http;
 mod load;
 mod manifests;
+mod migration;
 mod node;
 mod objects;
 mod outage;
