@@ -40,7 +40,7 @@ build: ## static release programs into target/release
 	$(PLUGIN) $(CARGO) build --profile plugin --target $$target -p cni-bin --bins && \
 	for p in $(PLUGINS); do ln -f target/$$target/plugin/$$p $(RELEASE)/$$p || exit 1; done
 
-IMAGE ?= ghcr.io/trammel/trammel:0.1.0
+IMAGE ?= localhost/trammel:0.1.0
 image: build ## the image of conf/ as a docker archive, without container tools (IMAGE=name:tag)
 	@conf/mkimage.py target/trammel-image.tar $(IMAGE) \
 		$(RELEASE)/trammel $(RELEASE)/trammel-ipam $(RELEASE)/trammel-agent
