@@ -42,10 +42,9 @@ use netlink_packet_route::route::{
     RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 
-use crate::netlink::{Batch, NetlinkError};
+use crate::netlink::{Batch, NetlinkError, is_found};
 use crate::netns::Netns;
 use crate::spec::Vlans;
 use crate::spec::result::Route;
@@ -137,14 +136,7 @@ pub fn index(name: &str) -> Option<u32> {
 /// Whether the namespace of this thread has the interface: for those who undo or refuse
 /// by the answer, to whom "nobody knows" is not "no".
 pub fn exists(name: &str) -> Result<bool, NetlinkError> {
-    match if_nametoindex(name) {
-        Ok(_) => Ok(true),
-        Err(Errno::ENODEV | Errno::ENXIO) => Ok(false),
-        Err(errno) => Err(NetlinkError::Socket {
-            action: "look an interface up",
-            source: errno.into(),
-        }),
-    }
+    is_found(if_nametoindex(name))
 }
 
 /// The Ethernet address of a host-side veth: from its name, so that it is known

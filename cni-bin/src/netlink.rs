@@ -214,6 +214,18 @@ impl Answer {
     }
 }
 
+/// Whether a lookup of an interface by its name has found it.
+pub(crate) fn is_found(index: Result<u32, Errno>) -> Result<bool, NetlinkError> {
+    match index {
+        Ok(_) => Ok(true),
+        Err(Errno::ENODEV | Errno::ENXIO) => Ok(false),
+        Err(errno) => Err(NetlinkError::Socket {
+            action: "look an interface up",
+            source: errno.into(),
+        }),
+    }
+}
+
 impl Socket {
     /// Opens a socket in the namespace of this thread.
     pub fn open() -> Result<Self, NetlinkError> {
@@ -243,14 +255,8 @@ impl Socket {
     /// Whether that namespace has the interface: for those who refuse by the answer, to whom
     /// "nobody knows" is not "no".
     pub fn has(&self, name: &str) -> Result<bool, NetlinkError> {
-        match netdevice::name_to_index(&self.inner, name) {
-            Ok(_) => Ok(true),
-            Err(rustix::io::Errno::NODEV | rustix::io::Errno::NXIO) => Ok(false),
-            Err(errno) => Err(NetlinkError::Socket {
-                action: "look an interface up",
-                source: errno.into(),
-            }),
-        }
+        let index = netdevice::name_to_index(&self.inner, name);
+        is_found(index.map_err(|errno| Errno::from_raw(errno.raw_os_error())))
     }
 
     /// Whether no interface in the namespace of the socket has the index.

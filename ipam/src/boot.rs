@@ -9,13 +9,13 @@
 //! The age is asked for besides because host-local may have served the directory
 //! before us since the machine came up.
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read};
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use crate::store::{Lease, Locked, StoreError, io_error};
+use crate::store::{Lease, Locked, StoreError, io_error, read_short};
 
 /// A random number of the kernel, drawn anew when it starts.
 const ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -31,9 +31,8 @@ pub const MARK: &str = ".boot";
 /// # Errors
 /// Where `/proc` cannot be read.
 pub fn id() -> io::Result<String> {
-    let mut text = [0; 64];
-    let length = File::open(ID)?.read(&mut text)?;
-    let text = str::from_utf8(&text[..length]).map_err(|_| ErrorKind::InvalidData)?;
+    let text = read_short(Path::new(ID))?;
+    let text = str::from_utf8(&text).map_err(|_| ErrorKind::InvalidData)?;
     Ok(text.trim().to_owned())
 }
 
@@ -61,10 +60,8 @@ impl Locked {
         keep: impl Fn(&Lease) -> bool,
     ) -> Result<Vec<IpAddr>, StoreError> {
         let path = self.dir.join(MARK);
-        let mut mark = [0; 64];
-        let read = File::open(&path).and_then(|mut file| file.read(&mut mark));
-        let marked = match read {
-            Ok(length) if mark[..length] == *id.as_bytes() => return Ok(Vec::new()),
+        let marked = match read_short(&path) {
+            Ok(mark) if mark == id.as_bytes() => return Ok(Vec::new()),
             Ok(_) => true,
             Err(error) if error.kind() == ErrorKind::NotFound => false,
             Err(source) => return Err(io_error("read", &path)(source)),

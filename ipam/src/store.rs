@@ -308,10 +308,8 @@ impl Locked {
 
     /// The address that range set number `set` handed out last, if it says so.
     pub fn last_reserved(&self, set: usize) -> Option<IpAddr> {
-        let mut text = [0; 64];
-        let mut file = File::open(self.last_path(set)).ok()?;
-        let length = file.read(&mut text).ok()?;
-        str::from_utf8(&text[..length]).ok()?.trim().parse().ok()
+        let text = read_short(&self.last_path(set)).ok()?;
+        str::from_utf8(&text).ok()?.trim().parse().ok()
     }
 
     /// Remembers where the next search of range set number `set` goes on.
@@ -441,6 +439,14 @@ pub(crate) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Err
         path,
         source,
     }
+}
+
+/// What a file begins with, of no more than an address or an identifier, by one call.
+pub(crate) fn read_short(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; 64];
+    let length = File::open(path)?.read(&mut bytes)?;
+    bytes.truncate(length);
+    Ok(bytes)
 }
 
 /// The form that the CNI specification gives container IDs.

@@ -132,6 +132,22 @@ pub struct NetworkStatus {
     pub problems: Vec<Problem>,
 }
 
+impl NetworkStatus {
+    /// Before anything is known.
+    pub(crate) const fn new(mode: NetworkMode) -> Self {
+        Self {
+            mode,
+            pod_cidrs: Vec::new(),
+            mtu: None,
+            routes: Vec::new(),
+            cni_conf: None,
+            repairs: 0,
+            error: None,
+            problems: Vec::new(),
+        }
+    }
+}
+
 /// How a PodCIDR is reached.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

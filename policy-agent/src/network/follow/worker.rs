@@ -60,16 +60,7 @@ impl Worker {
         settings: Settings,
         conflist: Option<Conflist>,
     ) -> Result<Self, NetlinkError> {
-        let status = NetworkStatus {
-            mode: settings.mode,
-            pod_cidrs: Vec::new(),
-            mtu: None,
-            routes: Vec::new(),
-            cni_conf: None,
-            repairs: 0,
-            error: None,
-            problems: Vec::new(),
-        };
+        let status = NetworkStatus::new(settings.mode);
         Ok(Self {
             settings,
             conflist,

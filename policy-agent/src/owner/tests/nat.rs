@@ -55,16 +55,7 @@ fn inside(node: &mut Node) -> String {
 }
 
 fn status() -> NetworkStatus {
-    NetworkStatus {
-        mode: NetworkMode::Auto,
-        pod_cidrs: Vec::new(),
-        mtu: None,
-        routes: Vec::new(),
-        cni_conf: None,
-        repairs: 0,
-        error: None,
-        problems: Vec::new(),
-    }
+    NetworkStatus::new(NetworkMode::Auto)
 }
 
 fn listed(node: &mut Node, attachments: &[Attachment]) {
