@@ -2,9 +2,15 @@
 
 use std::io::{self, BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{Outcome, Protocol};
+
+/// Every UDP client has a source port of its own, counted up from here. The kernel draws them
+/// at random: one that comes back within 30 s is the same flow to connection tracking, and
+/// keeps the endpoint and the translation that an earlier client was given.
+const FIRST_UDP_PORT: u16 = 32_768;
 
 /// How often a request over UDP is repeated within its time.
 const UDP_REQUESTS: u32 = 3;
@@ -21,7 +27,7 @@ pub fn ask(protocol: Protocol, target: SocketAddr, limit: Duration) -> Outcome {
 /// Sends one datagram from `source`, an address that this namespace has to have
 /// on an interface, and does not wait.
 pub fn send_from(source: IpAddr, target: SocketAddr, text: &str) -> io::Result<()> {
-    let socket = UdpSocket::bind((source, 0))?;
+    let socket = udp_from(source)?;
     socket.send_to(text.as_bytes(), target)?;
     Ok(())
 }
@@ -32,9 +38,21 @@ pub fn udp_to(target: SocketAddr) -> io::Result<UdpSocket> {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let socket = UdpSocket::bind((any, 0))?;
+    let socket = udp_from(any)?;
     socket.connect(target)?;
     Ok(socket)
+}
+
+/// A socket on a port that no client of this process had before.
+fn udp_from(source: IpAddr) -> io::Result<UdpSocket> {
+    static CLIENTS: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let port = FIRST_UDP_PORT | CLIENTS.fetch_add(1, Ordering::Relaxed);
+        match UdpSocket::bind((source, port)) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => (),
+            bound => return bound,
+        }
+    }
 }
 
 fn ask_tcp(target: SocketAddr, limit: Duration) -> io::Result<String> {
@@ -103,6 +121,8 @@ fn of_line(line: &str) -> Outcome {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -117,6 +137,14 @@ mod tests {
         );
         assert!(matches!(of_line(""), Outcome::Failed { .. }));
         assert!(matches!(of_line("HTTP/1.1 200"), Outcome::Failed { .. }));
+    }
+
+    #[test]
+    fn no_two_udp_clients_have_the_same_port() {
+        let port = || udp_to("127.0.0.1:9".parse().unwrap()).and_then(|client| client.local_addr());
+        let ports: BTreeSet<_> = (0..1_000).map(|_| port().unwrap().port()).collect();
+        assert_eq!(ports.len(), 1_000);
+        assert!(*ports.first().unwrap() >= FIRST_UDP_PORT);
     }
 
     #[test]
