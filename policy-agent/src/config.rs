@@ -89,14 +89,9 @@ impl Config {
         }
         let config: Self =
             serde_saphyr::from_str(&text).map_err(|source| error(source.to_string()))?;
-        if let Some(name) = config
-            .bridges
-            .iter()
-            .find(|name| name.is_empty() || name.len() > 15)
-        {
-            return Err(error(format!(
-                "bridges: {name:?} is no interface name, which has 1 to 15 bytes"
-            )));
+        for bridge in &config.bridges {
+            detect_local::interface_name(bridge)
+                .map_err(|problem| error(format!("bridges: {problem}")))?;
         }
         if let Some(problem) = config.services.problem() {
             return Err(error(format!("services.{problem}")));
@@ -134,11 +129,22 @@ mod tests {
         assert!(error.contains("bridge"), "{error}");
         let error = read("denyWith: refuse").expect_err("misspelt").to_string();
         assert!(error.contains("refuse"), "{error}");
-        let error = read("bridges: [a-name-that-is-too-long]").expect_err("too long");
-        assert!(
-            error.to_string().contains("a-name-that-is-too-long"),
-            "{error}"
-        );
+        for name in [
+            "a-name-that-is-too-long",
+            "",
+            ".",
+            "..",
+            "br/0",
+            "br 0",
+            "br:0",
+            "br*",
+            "br\\0",
+        ] {
+            let error = read(&format!("bridges: [cbr0, \"{name}\"]")).expect_err(name);
+            let named = format!("bridges: \"{name}\" is no interface name");
+            assert!(error.to_string().contains(&named), "{error}");
+            assert!(error.to_string().contains("`ip link`"), "{error}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use ipnet::IpNet;
 
-use crate::config::detect_local::{DetectLocalMode, interface_name, interface_prefix};
+use crate::config::detect_local::{DetectLocalMode, interface_or_none, interface_prefix};
 use crate::config::duration::duration;
 use crate::config::services::{NodePortAddress, ServiceConfig, prefix_of};
 
@@ -23,7 +23,7 @@ pub struct ServiceFlags {
     #[arg(long, value_name = "MODE")]
     pub detect_local_mode: Option<DetectLocalMode>,
     /// The bridge of the pods, for the mode BridgeInterface.
-    #[arg(long, value_name = "NAME", value_parser = interface_name)]
+    #[arg(long, value_name = "NAME", value_parser = interface_or_none)]
     pub pod_bridge_interface: Option<String>,
     /// What the names of the pods' interfaces begin with, for the mode InterfaceNamePrefix.
     #[arg(long, value_name = "PREFIX", value_parser = interface_prefix)]

@@ -117,16 +117,25 @@ impl<'de> Deserialize<'de> for DetectLocalMode {
     }
 }
 
-/// The name of an interface, or nothing (`dev_valid_name` of the kernel).
+/// The name of an interface (`dev_valid_name` of the kernel).
 pub(crate) fn interface_name(text: &str) -> Result<String, String> {
-    let is_wrong = |c: char| c == '/' || c == ':' || c == '*' || c.is_whitespace();
-    if text.len() > 15 || matches!(text, "." | "..") || text.contains(is_wrong) {
+    let is_wrong = |c: char| matches!(c, '/' | ':' | '*' | '\0') || c.is_whitespace();
+    let is_name = (1..=15).contains(&text.len()) && !matches!(text, "." | "..");
+    if !is_name || text.contains(is_wrong) {
         return Err(format!(
             "{text:?} is no interface name, which has 1 to 15 bytes and no white space, \"/\", \
-             \":\" or \"*\""
+             \":\" or \"*\": write it as `ip link` does"
         ));
     }
     Ok(text.to_owned())
+}
+
+/// The same, or nothing.
+pub(crate) fn interface_or_none(text: &str) -> Result<String, String> {
+    match text {
+        "" => Ok(String::new()),
+        name => interface_name(name),
+    }
 }
 
 /// What names of interfaces begin with, or nothing.
@@ -134,12 +143,12 @@ pub(crate) fn interface_prefix(text: &str) -> Result<String, String> {
     if let Some(prefix) = text.strip_suffix(['+', '*']) {
         return Err(format!("{text:?}: write {prefix:?}, it is a prefix anyway"));
     }
-    interface_name(text)
+    interface_or_none(text)
 }
 
 fn bridge<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let text = String::deserialize(deserializer)?;
-    interface_name(&text).map_err(serde::de::Error::custom)
+    interface_or_none(&text).map_err(serde::de::Error::custom)
 }
 
 fn prefix<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
