@@ -468,9 +468,13 @@ fn every_overlay_resolves_to_objects_that_work() {
                 "{name}: {object:#}"
             );
         }
-        let configs: Vec<_> = objects
-            .iter()
-            .filter(|object| object["kind"] == "ConfigMap")
+        let configs = objects.iter().filter(|o| o["kind"] == "ConfigMap");
+        for config in configs.clone() {
+            // By which conf/README.md has those of earlier settings removed.
+            let labels = &config["metadata"]["labels"];
+            assert_eq!(labels["app.kubernetes.io/name"], "trammel", "{name}");
+        }
+        let configs: Vec<_> = configs
             .map(|object| object["data"]["config.yaml"].as_str().expect("settings"))
             .collect();
         for pods in objects.iter().filter_map(check) {
