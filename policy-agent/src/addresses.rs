@@ -1,7 +1,7 @@
 //! The addresses of this node, followed as they come and go, and which of them node ports
 //! are served on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -129,6 +129,49 @@ impl Drop for AddressWatch {
     fn drop(&mut self) {
         self.connection.abort();
     }
+}
+
+/// The interfaces that the addresses are reached by; without those that no route leads to.
+///
+/// # Errors
+/// Where the kernel gives no route socket.
+pub(crate) async fn interfaces_to(
+    addresses: &[IpAddr],
+) -> Result<BTreeMap<IpAddr, String>, std::io::Error> {
+    let mut interfaces = BTreeMap::new();
+    if addresses.is_empty() {
+        return Ok(interfaces);
+    }
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    let connection = tokio::spawn(connection);
+    for address in addresses {
+        let question = match address {
+            IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(*ip, 32)
+                .build(),
+            IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(*ip, 128)
+                .build(),
+        };
+        let mut answer = std::pin::pin!(handle.route().get(question).execute());
+        // "Unreachable" is an error.
+        let Ok(Some(route)) = answer.try_next().await else {
+            continue;
+        };
+        let link = route
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                RouteAttribute::Oif(link) => Some(*link),
+                _ => None,
+            });
+        let name = link.and_then(|link| nix::net::if_::if_indextoname(link).ok());
+        if let Some(name) = name.as_ref().and_then(|name| name.to_str().ok()) {
+            interfaces.insert(*address, name.to_owned());
+        }
+    }
+    connection.abort();
+    Ok(interfaces)
 }
 
 async fn look(handle: &Handle) -> Result<HostAddresses, rtnetlink::Error> {

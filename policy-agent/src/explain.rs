@@ -23,6 +23,7 @@ use crate::explain::describe::Described;
 use crate::explain::query::{Query, QueryError};
 use crate::explain::resolve::{Aim, Resolved};
 use crate::index::Owner;
+use crate::model::cluster_policy::Tier;
 use crate::model::{NetworkPolicy, Pod};
 use crate::snapshot::Snapshot;
 use crate::verdict::{Cluster, ClusterRuleRef, Direction, Flow, Judgement, RuleRef};
@@ -283,6 +284,9 @@ impl Explainer<'_> {
             Owner::Nobody => return None,
             Owner::Pod(pod) => pod,
         };
+        if let Some(interface) = self.snapshot.unguarded(own) {
+            return Some(self.unguarded(direction, pod, interface));
+        }
         let mut side = match judgement {
             Judgement::Exempt => return None,
             Judgement::NotIsolated { .. } => Side::new(pod.key.to_string(), Decision::NotIsolated),
@@ -312,6 +316,21 @@ impl Explainer<'_> {
         }
         self.audit(&mut side, (direction, flow, pod), audited);
         Some(side)
+    }
+
+    /// The side of a pod that another plugin has attached, with what selects it in vain.
+    fn unguarded(&self, direction: Direction, pod: &Pod, interface: &str) -> Side {
+        let tiers = [Tier::Admin, Tier::Baseline].into_iter().flat_map(|tier| {
+            let selecting = self.cluster.selecting(tier, pod, direction);
+            selecting.map(move |(policy, _)| format!("{tier} {}", policy.name))
+        });
+        let isolating = self.cluster.isolating(pod, direction);
+        let isolating = isolating.map(|(policy, _)| policy.key.to_string());
+        Side {
+            isolated_by: tiers.chain(isolating).collect(),
+            reached_by: Some(interface.to_owned()),
+            ..Side::new(pod.key.to_string(), Decision::NotEnforced)
+        }
     }
 
     fn nearest(

@@ -1,5 +1,6 @@
 //! Questions that are answered from a snapshot, in a thread where they may take their time.
 
+use std::collections::BTreeMap;
 use std::sync::mpsc::Sender;
 
 use dataplane::kernel::Kernel as _;
@@ -8,6 +9,7 @@ use dataplane::netlink::Nftables;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::addresses::interfaces_to;
 use crate::admin::{ask, to_value};
 use crate::explain::query::Query;
 use crate::explain::{self, explain};
@@ -63,7 +65,14 @@ async fn with_snapshot<T: Serialize + Send + 'static>(
     about: About,
     answer: impl FnOnce(&Snapshot) -> Result<T, String> + Send + 'static,
 ) -> Result<Value, String> {
-    let snapshot = ask(owner, |reply| Call::Snapshot { about, reply }).await?;
+    let mut snapshot = ask(owner, |reply| Call::Snapshot { about, reply }).await?;
+    snapshot.ways = match interfaces_to(&snapshot.unattached()).await {
+        Ok(ways) => ways,
+        Err(error) => {
+            tracing::warn!(%error, "the ways to pods without an attachment cannot be asked for");
+            BTreeMap::new()
+        }
+    };
     let answered = tokio::task::spawn_blocking(move || {
         let snapshot = snapshot.with_node_addresses();
         answer(&snapshot)

@@ -24,6 +24,10 @@ pub struct Matrix {
     pub pods: Vec<String>,
     /// Its pods that have none, or are on the host network, with the reason.
     pub left_out: Vec<String>,
+    /// Those of this node that another plugin has attached, with the interface: no policy is
+    /// enforced on them.
+    #[serde(default)]
+    pub not_enforced: Vec<String>,
     /// Each pair of two pods.
     pub cells: Vec<Cell>,
 }
@@ -65,6 +69,7 @@ pub fn matrix(snapshot: &Snapshot, namespace: &str) -> Result<Matrix, String> {
     }
     let mut pods = Pods::new();
     let mut left_out = Vec::new();
+    let mut not_enforced = Vec::new();
     for pod in index.pods_in(namespace) {
         let addresses = index.addresses(pod);
         if pod.host_network {
@@ -74,6 +79,9 @@ pub fn matrix(snapshot: &Snapshot, namespace: &str) -> Result<Matrix, String> {
         } else if addresses.is_empty() {
             left_out.push(format!("{}: no address yet", pod.key));
         } else {
+            let unguarded = addresses.iter().find_map(|ip| snapshot.unguarded(*ip));
+            let by = |interface| format!("{}: reached by {interface}", pod.key);
+            not_enforced.extend(unguarded.map(by));
             pods.insert(pod.key.clone(), addresses);
         }
     }
@@ -88,6 +96,7 @@ pub fn matrix(snapshot: &Snapshot, namespace: &str) -> Result<Matrix, String> {
         namespace: namespace.to_owned(),
         pods: pods.keys().map(ToString::to_string).collect(),
         left_out,
+        not_enforced,
         cells,
     })
 }
@@ -171,6 +180,12 @@ impl fmt::Display for Matrix {
         }
         for pod in &self.left_out {
             write!(f, "\nleft out: {pod}")?;
+        }
+        for pod in &self.not_enforced {
+            write!(
+                f,
+                "\nno policy is enforced on {pod}, another plugin's interface"
+            )?;
         }
         Ok(())
     }

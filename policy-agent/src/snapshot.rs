@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use dataplane::attachment::PORT_PREFIX;
 use proxy::ServiceStatus;
 use proxy::model::ObjectKey;
 
@@ -35,8 +36,12 @@ pub struct Snapshot {
     pub services: Vec<ServiceStatus>,
     /// The policy groups of this node by the names of their chains.
     pub groups: BTreeMap<String, PolicyGroup>,
+    /// Interfaces behind which policies hold, beside those of this plugin's own ports.
+    pub pod_interfaces: BTreeSet<String>,
     /// Addresses of this node itself.
     pub node_addresses: BTreeSet<IpAddr>,
+    /// By which interface addresses are reached that are of [`Self::unattached`].
+    pub ways: BTreeMap<IpAddr, String>,
     /// Whether the kernel holds all of it.
     pub is_synced: bool,
     /// Grows with every change.
@@ -74,6 +79,12 @@ impl Snapshot {
             self.index.cluster_policies.values(),
             self.index.nodes.values(),
         )
+        .without_policies_for(
+            self.ways
+                .keys()
+                .copied()
+                .filter(|address| self.unguarded(*address).is_some()),
+        )
     }
 
     /// The NetworkPolicies as they would be if none were only audited; `None` where none is.
@@ -97,6 +108,24 @@ impl Snapshot {
             AddressOwner::Container | AddressOwner::UnknownPod => true,
             AddressOwner::Nobody => false,
         }
+    }
+
+    /// Addresses of this node's pods that no attachment vouches for: another plugin has made
+    /// their links, or they are ended and their objects still there.
+    pub fn unattached(&self) -> Vec<IpAddr> {
+        let pods = self.index.pods.values();
+        let here = pods.filter(|pod| pod.node.as_ref() == Some(&self.node));
+        here.flat_map(|pod| self.index.addresses(pod))
+            .filter(|address| self.index.holder(*address).is_none())
+            .collect()
+    }
+
+    /// The interface by which a pod of this node is reached past the policies: it is another
+    /// plugin's.
+    pub fn unguarded(&self, address: IpAddr) -> Option<&str> {
+        let interface = self.ways.get(&address)?;
+        let is_ours = interface.starts_with(PORT_PREFIX) || self.pod_interfaces.contains(interface);
+        (!is_ours).then_some(interface)
     }
 
     /// The pod with the addresses that are its own.

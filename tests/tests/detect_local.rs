@@ -237,3 +237,62 @@ fn a_pod_keeps_its_address_towards_its_neighbour_on_the_bridge() -> Result<()> {
     }
     Ok(())
 }
+
+/// netpol.md 91 on a node with pods of another plugin, as while it changes to this one: policies
+/// hold for those behind bridges that the agent was told of, and `explain` says what packets do.
+#[test]
+fn what_policies_do_to_pods_of_another_plugin_is_explained() -> Result<()> {
+    require_root!();
+    let other = "shop/other";
+    for (bridges, is_guarded) in [("[cbr0]", false), ("[cbr0, cni0]", true)] {
+        let node = with_bridge()?;
+        for range in PREFIXES.into_iter().zip(Family::ALL) {
+            let (range, via) = (range.0, node.ip(range.1));
+            node.outside.ip(&format!("route add {range} via {via}"))?;
+        }
+        let pod = other_pod(&node, "port0", FIRST)?;
+        let _server = Server::start(&pod, other, &[80])?;
+        let config = node.dir().join("config.yaml");
+        std::fs::write(&config, format!("bridges: {bridges}"))?;
+        let mut object = objects::pod(other, &json!({"app": "other"}), &[80]);
+        object["status"]["podIPs"] = json!(FIRST.map(|ip| json!({"ip": ip})));
+        let scene = start(
+            &node,
+            &[object, objects::deny_all("shop")],
+            &["--config", config.to_str().context("a path as text")?],
+        )?;
+        for family in Family::ALL {
+            let target = SocketAddr::new(family.pick(FIRST), 80);
+            let outcome = scene.ask(OUTSIDE, Protocol::Tcp, target)?;
+            ensure!(
+                outcome.is_answered() != is_guarded,
+                "{bridges} {family:?}: {outcome}"
+            );
+        }
+        let outside = OUTSIDE_IPS[0];
+        let explained = tests::agent::verb(&node, &["explain", outside, other, "-o", "json"])?;
+        let answer: Value = serde_json::from_str(&explained.stdout)?;
+        let connection = &answer["connections"][0];
+        let said = (
+            explained.status.code(),
+            &connection["allowed"],
+            &connection["ingress"]["decision"],
+            &connection["kernel"]["check"],
+        );
+        let expected = match is_guarded {
+            false => (Some(0), true, "notEnforced", "agrees"),
+            true => (Some(1), false, "denied", "skipped"),
+        };
+        let expected = (
+            expected.0,
+            &json!(expected.1),
+            &json!(expected.2),
+            &json!(expected.3),
+        );
+        ensure!(said == expected, "{bridges}: {answer:#}");
+        let found = tests::agent::verb(&node, &["lint"])?;
+        let is_told = found.stdout.contains(&format!("{other} (by {BRIDGE})"));
+        ensure!(is_told != is_guarded, "{bridges}: {found:?}");
+    }
+    Ok(())
+}

@@ -89,8 +89,13 @@ pub struct Side {
     pub decision: Decision,
     /// The rule that decides.
     pub by: Option<RuleText>,
-    /// All policies that isolate the pod in this direction.
+    /// All policies that isolate the pod in this direction; of one that none is enforced on,
+    /// those that select it in vain.
     pub isolated_by: Vec<String>,
+    /// The interface of another plugin that it is reached by, where that is why none is
+    /// enforced.
+    #[serde(default)]
+    pub reached_by: Option<String>,
     /// For a denial, the rule that came nearest to allowing it.
     pub nearest: Option<NearMiss>,
     /// Policies that are audited only, `Admin name` and `Baseline name` among them.
@@ -117,6 +122,8 @@ pub enum Decision {
     Closed,
     /// Its Namespace object is not known, on which ClusterNetworkPolicies hang: the same.
     NoNamespace,
+    /// Another plugin has attached it: it is reached past all policies.
+    NotEnforced,
 }
 
 /// A rule.
@@ -149,6 +156,7 @@ impl Side {
             decision,
             by: None,
             isolated_by: Vec::new(),
+            reached_by: None,
             nearest: None,
             audited: Vec::new(),
             audit_would_deny: false,
@@ -159,6 +167,9 @@ impl Side {
 
     /// Whether this side lets the connection pass.
     pub const fn is_allowed(&self) -> bool {
-        matches!(self.decision, Decision::NotIsolated | Decision::Allowed)
+        match self.decision {
+            Decision::NotIsolated | Decision::Allowed | Decision::NotEnforced => true,
+            Decision::Denied | Decision::Closed | Decision::NoNamespace => false,
+        }
     }
 }

@@ -105,7 +105,10 @@ pub(super) fn check(
     if !is_here(walk.source) && !is_here(target) && expected.is_some() {
         return KernelCheck::skipped("neither end is on this node");
     }
-    let has_no_port = |ip| walk.snapshot.is_here(ip) && walk.snapshot.index.holder(ip).is_none();
+    let has_no_port = |ip| {
+        let (snapshot, index) = (walk.snapshot, &walk.snapshot.index);
+        snapshot.is_here(ip) && index.holder(ip).is_none() && snapshot.unguarded(ip).is_none()
+    };
     if has_no_port(walk.source) || has_no_port(target) {
         return KernelCheck::skipped("no attachment says by which port the pod is reached");
     }
@@ -211,7 +214,10 @@ impl Walk<'_> {
                 .bridge
                 .clone()
                 .unwrap_or_else(|| attachment.host_ifname.clone()),
-            None => OUTSIDE.to_owned(),
+            None => {
+                let unguarded = self.snapshot.unguarded(address);
+                unguarded.unwrap_or(OUTSIDE).to_owned()
+            }
         }
     }
 }

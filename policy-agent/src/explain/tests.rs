@@ -1,9 +1,11 @@
 //! What is said of whom, and that the kernel in memory agrees.
 
+use dataplane::fake::Fake;
 use dataplane::layout::INET;
 
 use super::*;
-use crate::fixture::{ask, attachment, node};
+use crate::fixture::{ask, attachment, node, snapshot};
+use crate::snapshot::About;
 
 const SHOP: &str = r#"
 {apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {team: shop}}}
@@ -224,6 +226,75 @@ fn a_pod_that_is_attached_and_not_known_is_closed() {
             "{answer}"
         );
     }
+}
+
+/// The pod `shop/web` has no attachment, and is reached by that interface.
+fn unattached_by(interface: &str) -> (crate::owner::Owner<Fake>, Snapshot) {
+    let ips = ["10.88.0.2", "fd88::2"].map(|ip| ip.parse().expect("an address"));
+    let mut owner = node(SHOP);
+    owner.detach(&attachment("shop", "web", &ips).key);
+    while owner.is_dirty() {
+        owner.sync().expect("synced");
+    }
+    let mut snapshot = snapshot(&owner, &About::default());
+    assert_eq!(snapshot.unattached(), ips);
+    snapshot.ways = ips.map(|ip| (ip, interface.to_owned())).into();
+    (owner, snapshot)
+}
+
+#[test]
+fn what_another_plugin_has_attached_is_reached_past_the_policies() {
+    let (mut owner, snapshot) = unattached_by("cni0");
+    let live = owner.kernel_mut().ruleset();
+    let ask = |from: &str, to: &str| {
+        let (from, to) = (from.into(), to.into());
+        explain(&snapshot, &Query { from, to }, Ok(live)).expect("an answer")
+    };
+    let agrees =
+        |answer: &Explanation| matches!(answer.connections[0].kernel, KernelCheck::Agrees { .. });
+    for from in ["lab/probe", "198.51.100.1"] {
+        let answer = ask(from, "shop/web:81");
+        assert_eq!(answer.outcome, Outcome::Allowed, "{answer}");
+        let ingress = answer.connections[0].ingress.as_ref().expect("told");
+        assert_eq!(ingress.decision, Decision::NotEnforced);
+        assert_eq!(ingress.reached_by.as_deref(), Some("cni0"));
+        assert_eq!(ingress.isolated_by, ["shop/deny", "shop/web"]);
+        assert!(agrees(&answer), "{answer}");
+        let text = answer.to_string();
+        assert!(text.contains("no policy is enforced"), "{text}");
+    }
+    assert_eq!(ask("lab/probe", "shop/web").connections.len(), 1);
+    // The other side's policies are, and to them it is what it is.
+    let answer = ask("shop/web", "shop/front:80");
+    assert_eq!(answer.outcome, Outcome::Denied, "{answer}");
+    assert!(agrees(&answer), "{answer}");
+    let answer = ask("shop/web", "lab/probe:80");
+    assert_eq!(answer.outcome, Outcome::Allowed, "{answer}");
+    assert!(agrees(&answer), "{answer}");
+
+    let matrix = crate::matrix::matrix(&snapshot, "shop").expect("a namespace");
+    assert_eq!(matrix.not_enforced, ["shop/web: reached by cni0"]);
+    let cells: Vec<_> = matrix.cells.iter().map(crate::matrix::Cell::text).collect();
+    assert_eq!(cells, ["everything", "nothing"], "front, web");
+    assert!(matrix.to_string().contains("no policy is enforced"));
+    let found = crate::lint::lint(&snapshot, None);
+    let found = found.iter().filter(|f| f.code == "selects-other-plugin");
+    let found: Vec<_> = found.map(|f| f.object.as_str()).collect();
+    assert_eq!(found, ["NetworkPolicy shop/deny", "NetworkPolicy shop/web"]);
+}
+
+#[test]
+fn what_another_plugin_has_attached_to_our_bridge_is_under_the_policies() {
+    let (mut owner, snapshot) = unattached_by("cbr0");
+    let live = owner.kernel_mut().ruleset();
+    let query = Query {
+        from: "lab/probe".into(),
+        to: "shop/web:81".into(),
+    };
+    let answer = explain(&snapshot, &query, Ok(live)).expect("an answer");
+    assert_eq!(answer.outcome, Outcome::Denied, "{answer}");
+    let matrix = crate::matrix::matrix(&snapshot, "shop").expect("a namespace");
+    assert!(matrix.not_enforced.is_empty());
 }
 
 #[test]

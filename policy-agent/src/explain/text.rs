@@ -76,6 +76,18 @@ impl fmt::Display for Side {
             Decision::NoNamespace => {
                 f.write_str("is closed: its Namespace object is not known yet")?;
             }
+            Decision::NotEnforced => {
+                let interface = self.reached_by.as_deref().unwrap_or("another interface");
+                write!(
+                    f,
+                    "is no pod of this agent: no policy is enforced on what goes by {interface}, \
+                     an interface of another plugin"
+                )?;
+                if !self.isolated_by.is_empty() {
+                    let policies = self.isolated_by.join(", ");
+                    write!(f, "\n           selected in vain by {policies}")?;
+                }
+            }
         }
         if let Some(by) = &self.by {
             write!(f, " by {} {}\n           {}", by.policy, by.field, by.text)?;

@@ -17,6 +17,7 @@ impl Linter<'_> {
         self.understood();
         self.selects();
         self.host_network();
+        self.other_plugins();
         self.says_it_once();
         for direction in [Direction::Ingress, Direction::Egress] {
             self.allows_something(direction);
@@ -85,6 +86,25 @@ impl Linter<'_> {
                 "spec.podSelector",
                 format!("it matches pods on the host network: {}", on_host.join(", ")),
                 "no NetworkPolicy applies to them: leave them out of the selector, or off the host network",
+            );
+        }
+    }
+
+    fn other_plugins(&mut self) {
+        let snapshot = self.snapshot;
+        let unguarded = self.selected().filter_map(|pod| {
+            let addresses = snapshot.index.addresses(pod);
+            let interface = addresses.iter().find_map(|ip| snapshot.unguarded(*ip))?;
+            Some(format!("{} (by {interface})", pod.key))
+        });
+        let unguarded: Vec<_> = unguarded.collect();
+        if !unguarded.is_empty() {
+            let pods = unguarded.join(", ");
+            self.find(
+                (Severity::Error, "selects-other-plugin"),
+                "spec.podSelector",
+                format!("it matches pods of this node that another plugin has attached: {pods}"),
+                "no NetworkPolicy is enforced on them: have them made anew with trammel",
             );
         }
     }

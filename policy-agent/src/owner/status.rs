@@ -1,6 +1,6 @@
 //! What the owner tells about itself.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::UNIX_EPOCH;
 
@@ -232,7 +232,8 @@ impl<K: Kernel> Owner<K> {
             .collect()
     }
 
-    /// A snapshot; the node's own addresses are left to [`Snapshot::with_node_addresses`].
+    /// A snapshot; what the kernel knows of addresses is left to
+    /// [`Snapshot::with_node_addresses`] and [`Snapshot::ways`].
     pub fn snapshot(&self, about: &About) -> Snapshot {
         let mut keys: BTreeSet<ObjectKey> = about.services.iter().cloned().collect();
         for address in &about.addresses {
@@ -247,7 +248,9 @@ impl<K: Kernel> Owner<K> {
                 .filter_map(|key| self.proxy.service(key))
                 .collect(),
             groups: self.policies.groups(),
+            pod_interfaces: self.interfaces.keys().cloned().collect(),
             node_addresses: BTreeSet::new(),
+            ways: BTreeMap::new(),
             is_synced: self.is_synced(),
             revision: self.revision,
         }

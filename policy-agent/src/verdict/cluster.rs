@@ -20,6 +20,8 @@ pub struct Cluster<'a> {
     nodes: BTreeMap<IpAddr, Vec<&'a Node>>,
     owners: BTreeMap<IpAddr, &'a Pod>,
     node_addresses: BTreeSet<IpAddr>,
+    /// Addresses of pods on which nothing is enforced.
+    unguarded: BTreeSet<IpAddr>,
 }
 
 /// One side of a flow.
@@ -105,6 +107,14 @@ impl<'a> Cluster<'a> {
         self
     }
 
+    /// With pods at these addresses that no policy is enforced on, as they are reached past
+    /// this node's rules. To others they are what they are.
+    pub fn without_policies_for(mut self, addresses: impl IntoIterator<Item = IpAddr>) -> Self {
+        let addresses = addresses.into_iter().map(|ip| ip.to_canonical());
+        self.unguarded.extend(addresses);
+        self
+    }
+
     /// The pod that owns `address`.
     pub fn owner(&self, address: IpAddr) -> Option<&'a Pod> {
         self.owners.get(&address.to_canonical()).copied()
@@ -130,10 +140,21 @@ impl<'a> Cluster<'a> {
         let path = self.path(&flow);
         let (source, destination) = (self.owner(flow.source), self.owner(flow.destination));
         // Ports are the destination's: this pod's for ingress, the peer's for egress.
-        let (is_judged, pod, peer, address) = match direction {
-            Direction::Egress => (path.judges_egress(), source, destination, flow.destination),
-            Direction::Ingress => (path.judges_ingress(), destination, source, flow.source),
+        let (is_judged, pod, peer, [own, address]) = match direction {
+            Direction::Egress => (
+                path.judges_egress(),
+                source,
+                destination,
+                [flow.source, flow.destination],
+            ),
+            Direction::Ingress => (
+                path.judges_ingress(),
+                destination,
+                source,
+                [flow.destination, flow.source],
+            ),
         };
+        let is_judged = is_judged && !self.unguarded.contains(&own);
         Some(Side {
             direction,
             pod: pod.filter(|_| is_judged)?,
