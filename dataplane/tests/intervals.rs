@@ -66,30 +66,41 @@ fn intervals_become_any_others() {
     let config = Config {
         cases: 300,
         failure_persistence: None,
+        // Each case begins where the last one has ended.
+        max_shrink_iters: 0,
         ..Config::default()
     };
     let mut runner = TestRunner::new(config);
     let state = std::cell::RefCell::new((desired, kernel));
     runner
-        .run(&(networks(), prop::bool::ANY), |(networks, by_diff)| {
-            let (desired, kernel) = &mut *state.borrow_mut();
-            // Both ways in which a change becomes a transaction.
-            let observed = kernel.dump(std::slice::from_ref(&*INET)).expect("a dump");
-            want(desired, &set, &networks);
-            let transaction = if by_diff {
-                diff(&observed, desired.ruleset())
-            } else {
-                desired.transaction()
-            };
-            let committed = kernel.commit(&transaction);
-            prop_assert!(
-                committed.is_ok(),
-                "{committed:?}\n{observed}\n{transaction}"
-            );
-            desired.committed();
-            let now = kernel.dump(std::slice::from_ref(&*INET)).expect("a dump");
-            prop_assert_eq!(&now, desired.ruleset());
-            Ok(())
-        })
+        .run(
+            &(networks(), prop::bool::ANY, prop::bool::ANY),
+            |(networks, by_diff, in_parts)| {
+                let (desired, kernel) = &mut *state.borrow_mut();
+                // Both ways in which a change becomes a transaction.
+                let observed = kernel.dump(std::slice::from_ref(&*INET)).expect("a dump");
+                want(desired, &set, &networks);
+                let transaction = if by_diff {
+                    diff(&observed, desired.ruleset())
+                } else {
+                    desired.transaction()
+                };
+                let parts = match in_parts {
+                    true => transaction.clone().chunks(1, desired.ruleset()),
+                    false => vec![transaction.clone()],
+                };
+                for part in parts {
+                    let committed = kernel.commit(&part);
+                    prop_assert!(
+                        committed.is_ok(),
+                        "{committed:?}\n{observed}\n{transaction}\nin {part}"
+                    );
+                }
+                desired.committed();
+                let now = kernel.dump(std::slice::from_ref(&*INET)).expect("a dump");
+                prop_assert_eq!(&now, desired.ruleset());
+                Ok(())
+            },
+        )
         .expect("any intervals");
 }

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::object::{Element, Key, Name, TableId};
+use crate::object::{Element, Key, Name, Ruleset, TableId};
 use crate::transaction::{Operation, Transaction};
 
 type Elements = Vec<(Key, Element)>;
@@ -66,8 +66,10 @@ impl Transaction {
     ///
     /// New slots come before what leads to them, an element is replaced within one
     /// transaction, and what nothing leads to any more goes last. A transaction that makes a
-    /// table, set or chain anew under its name stays whole.
-    pub fn chunks(self, max_elements: usize) -> Vec<Self> {
+    /// table, set or chain anew under its name stays whole. So does what becomes of a set of
+    /// intervals where some go and some come: they may overlap, and the kernel refuses what
+    /// comes before the other is gone. `desired` says which sets have intervals.
+    pub fn chunks(self, max_elements: usize, desired: &Ruleset) -> Vec<Self> {
         if self.element_operations() <= max_elements || self.makes_anew() {
             return vec![self];
         }
@@ -79,8 +81,22 @@ impl Transaction {
             room: max_elements,
             max: max_elements,
         };
-        let (targets, dispatches): (Vec<_>, Vec<_>) = parts
-            .changes
+        let has_intervals = |table: &TableId, set: &Name| {
+            let table = desired.tables.get(table);
+            table.is_some_and(|table| table.sets.get(set).is_some_and(|set| set.spec.interval))
+        };
+        let (whole, changes): (Vec<_>, Vec<_>) =
+            parts
+                .changes
+                .into_iter()
+                .partition(|((_, table, set), changes)| {
+                    let overlap = !changes.deleted.is_empty() && !changes.added.is_empty();
+                    overlap && has_intervals(table, set)
+                });
+        for ((_, table, set), changes) in whole {
+            chunks.whole(&(table, set), changes);
+        }
+        let (targets, dispatches): (Vec<_>, Vec<_>) = changes
             .into_iter()
             .map(|((rank, table, set), changes)| (rank, (table, set), changes.pair()))
             .partition(|(rank, ..)| *rank == 0);
@@ -216,11 +232,24 @@ impl Chunks {
         });
     }
 
-    /// Elements that go.
+    /// Everything that becomes of a set, at once.
+    fn whole(&mut self, set: &(TableId, Name), Changes { deleted, added }: Changes) {
+        let cost = deleted.len() + added.len();
+        if self.room < cost {
+            self.done.push(Transaction::default());
+            self.room = self.max;
+        }
+        self.room = self.room.saturating_sub(cost);
+        let last = self.done.last_mut().expect("never empty");
+        push(&mut last.operations, set, deleted, delete);
+        push(&mut last.operations, set, added, add);
+    }
+
+    /// Elements that go, an interval with both its ends.
     fn go(&mut self, set: &(TableId, Name), elements: Elements) {
         self.split(
             elements,
-            |_| false,
+            |(_, element)| element.interval_end,
             |_| 1,
             |operations, part| push(operations, set, part, delete),
         );

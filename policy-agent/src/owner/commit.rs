@@ -166,7 +166,7 @@ impl<K: Kernel> Owner<K> {
         &mut self,
         transaction: Transaction,
     ) -> Result<usize, (Transaction, CommitError)> {
-        let chunks = transaction.chunks(CHUNK);
+        let chunks = transaction.chunks(CHUNK, self.desired.ruleset());
         let several = chunks.len() > 1;
         let mut commits = 0;
         for chunk in chunks {
