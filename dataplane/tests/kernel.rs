@@ -10,7 +10,7 @@ use dataplane::attachment::{Attachment, AttachmentKey, MacAddr, Mode};
 use dataplane::desired::Desired;
 use dataplane::diff::diff;
 use dataplane::fake::Fake;
-use dataplane::kernel::{CommitError, Kernel};
+use dataplane::kernel::{CommitError, Kernel, StaleFlow};
 use dataplane::layout::{self, INET, policy, ports, services};
 use dataplane::netlink::Nftables;
 use dataplane::object::{Element, IpFamily, Ruleset};
@@ -284,6 +284,85 @@ fn an_impossible_element_is_named_and_nothing_is_done() {
         assert_eq!(blamed[0].0, key(13));
         assert_eq!(rejection.object, "set inet trammel frontends4");
         assert_eq!(kernel.dump(&layout::tables()).expect("a dump"), before);
+    }
+}
+
+/// A table that grows is rebuilt by the kernel meanwhile, and a dump at that time lacks some.
+#[test]
+fn a_dump_right_after_large_commits_lacks_nothing() {
+    if !own_namespace() {
+        return;
+    }
+    let mut kernel = Nftables::open().expect("a socket");
+    let mut desired = Desired::new();
+    layout::install(&mut desired, 1);
+    let map = services::ENDPOINTS.of(IpFamily::V4);
+    for slot in 0..60_000 {
+        let key = services::slot_key(address("10.96.0.1"), 6, 80, slot);
+        let data = services::endpoint_data(address("10.0.0.1"), 80);
+        desired.insert(&INET, map, key, Element::data(data));
+    }
+    for part in desired.transaction().chunks(15_000, desired.ruleset()) {
+        kernel.commit(&part).expect("the kernel takes it");
+    }
+    let dumped = kernel.dump(&layout::tables()).expect("a dump");
+    let lacking = diff(&dumped, desired.ruleset());
+    assert!(lacking.is_empty(), "{lacking}");
+}
+
+/// services.md 40.
+#[test]
+fn stale_flows_are_forgotten_in_every_zone() {
+    if !own_namespace() {
+        return;
+    }
+    let flows = [
+        ("10.0.0.1", "10.96.0.10", "10.0.0.7"),
+        ("fd00::1", "fd96::10", "fd00::7"),
+    ];
+    for (client, frontend, endpoint) in flows {
+        for zone in ["0", "7"] {
+            for (port, endpoint) in [("1000", endpoint), ("1001", frontend)] {
+                conntrack(&[
+                    "-I",
+                    "-p",
+                    "udp",
+                    "-t",
+                    "600",
+                    "-s",
+                    client,
+                    "-d",
+                    frontend,
+                    "--reply-src",
+                    endpoint,
+                    "--reply-dst",
+                    client,
+                    "--sport",
+                    port,
+                    "--dport",
+                    "53",
+                    "--reply-port-src",
+                    "53",
+                    "--reply-port-dst",
+                    port,
+                    "-w",
+                    zone,
+                ]);
+            }
+        }
+    }
+    let stale = flows.map(|(_, frontend, endpoint)| StaleFlow {
+        protocol: 17,
+        frontend: (address(frontend), 53).into(),
+        endpoint: (address(endpoint), 53).into(),
+    });
+    let mut kernel = Nftables::open().expect("a socket");
+    let forgotten = kernel.forget_flows(&stale).expect("the kernel takes it");
+    assert_eq!(forgotten, 4);
+    for family in ["ipv4", "ipv6"] {
+        let listed = conntrack(&["-L", "-f", family]);
+        assert_eq!(listed.matches("sport=1000 ").count(), 0, "{listed}");
+        assert_eq!(listed.matches("sport=1001 ").count(), 2, "{listed}");
     }
 }
 

@@ -24,6 +24,7 @@ const DELETE: u16 = 0x0102;
 pub(super) const TUPLE_ORIG: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const ID: u16 = 12;
+pub(super) const ZONE: u16 = 18;
 const FILTER: u16 = 25;
 /// `enum ctattr_filter`, and its flags for addresses, protocol and ports.
 const FILTER_ORIG_FLAGS: u16 = 1;
@@ -107,8 +108,8 @@ fn forget_found(
     Ok(entries.len())
 }
 
-/// What names each matching entry: its original tuple, and its ID, so that no later flow
-/// with the same addresses is meant.
+/// What names each matching entry: its original tuple and its zone, where other programs have
+/// made such; and its ID, so that no later flow with the same addresses is meant.
 fn find(
     kernel: &mut Nftables,
     (family, protocol): (IpFamily, u8),
@@ -186,6 +187,9 @@ fn identity(entry: Attrs<'_>) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut writer = Writer(&mut bytes);
     writer.nested_bytes(TUPLE_ORIG, entry.get(TUPLE_ORIG)?.payload);
+    if let Some(zone) = entry.get(ZONE) {
+        writer.bytes(ZONE, zone.payload);
+    }
     writer.bytes(ID, entry.get(ID)?.payload);
     Some(bytes)
 }

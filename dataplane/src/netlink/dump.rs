@@ -118,6 +118,15 @@ fn read_rules(
     })
 }
 
+/// Looks at a set until one shows all of its elements.
+const LOOKS: usize = 8;
+
+/// The set with its elements, but for those that rules add.
+///
+/// The kernel finds the place at which the next part of a dump begins by counting. Where a
+/// hash table grows or shrinks meanwhile, which it does for a moment after its elements have
+/// become many more or fewer, some are left out, and nothing says so but their number. A
+/// kernel that does not tell it (before 6.16) is to show as many twice.
 fn read_set_elements(
     kernel: &mut Nftables,
     id: &TableId,
@@ -125,10 +134,40 @@ fn read_set_elements(
     spec: SetSpec,
 ) -> Result<Set, KernelError> {
     let mut set = Set::new(spec);
-    if set.spec.dynamic.is_none() {
-        set.elements = read_elements(kernel, id, name)?;
+    if set.spec.dynamic.is_some() {
+        return Ok(set);
+    }
+    let mut before = None;
+    for _ in 0..LOOKS {
+        let parts = read_elements(kernel, id, name)?;
+        let may_lack = parts.len() > 1 && !set.spec.interval;
+        set.elements = parts.into_iter().flatten().collect();
+        let found = set.elements.len();
+        // To go on without some is better than to go on for ever: each can be added again.
+        if !may_lack
+            || count(kernel, id, name)?
+                .or(before)
+                .is_some_and(|all| found >= all)
+        {
+            break;
+        }
+        before = before.max(Some(found));
     }
     Ok(set)
+}
+
+/// The number of elements, where the kernel tells it.
+fn count(kernel: &mut Nftables, id: &TableId, name: &Name) -> Result<Option<usize>, KernelError> {
+    let request = attributes(|w| {
+        w.string(set::TABLE, id.name.as_str());
+        w.string(set::NAME, name.as_str());
+    });
+    let mut count = None;
+    let ty = message_type(msg::GETSET);
+    kernel.get(ty, id.family.number(), &request, &mut |attrs| {
+        count = attrs.u32(set::COUNT);
+    })?;
+    Ok(count.and_then(|count| usize::try_from(count).ok()))
 }
 
 /// The elements of a set as a list.
@@ -137,29 +176,32 @@ pub(super) fn learnt(
     id: &TableId,
     name: &Name,
 ) -> Result<Vec<(Key, Element)>, KernelError> {
-    let elements = read_elements(kernel, id, name)?;
+    let elements: BTreeMap<_, _> = read_elements(kernel, id, name)?
+        .into_iter()
+        .flatten()
+        .collect();
     Ok(elements.into_iter().collect())
 }
 
+/// The elements, in the parts in which the kernel hands them over; one may be there twice.
 fn read_elements(
     kernel: &mut Nftables,
     id: &TableId,
     name: &Name,
-) -> Result<BTreeMap<Key, Element>, KernelError> {
+) -> Result<Vec<Vec<(Key, Element)>>, KernelError> {
     let request = attributes(|w| {
         w.string(elem_list::TABLE, id.name.as_str());
         w.string(elem_list::SET, name.as_str());
     });
-    let lists = collect(kernel, msg::GETSETELEM, id, &request, |attrs| {
+    collect(kernel, msg::GETSETELEM, id, &request, |attrs| {
         let list = attrs.get(elem_list::ELEMENTS)?.nested();
         let elements = list.filter(|attr| attr.ty == LIST_ELEM);
         Some(
             elements
                 .filter_map(|attr| read_element(attr.nested()))
-                .collect::<Vec<_>>(),
+                .collect(),
         )
-    })?;
-    Ok(lists.into_iter().flatten().collect())
+    })
 }
 
 /// Dumps and keeps what `read` makes of each message.

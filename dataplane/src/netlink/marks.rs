@@ -2,7 +2,7 @@
 
 use crate::kernel::KernelError;
 use crate::netlink::attr::{Attr, Attrs, Writer};
-use crate::netlink::conntrack::{AT_ONCE, GET, IP_SRC, TUPLE_IP, TUPLE_ORIG};
+use crate::netlink::conntrack::{AT_ONCE, GET, IP_SRC, TUPLE_IP, TUPLE_ORIG, ZONE};
 use crate::netlink::socket::Nftables;
 use crate::object::IpFamily;
 
@@ -15,7 +15,6 @@ const GLOBAL_ENTRIES: u16 = 1;
 
 /// `enum ctattr_type`.
 const MARK: u16 = 8;
-const ZONE: u16 = 18;
 const MARK_MASK: u16 = 21;
 
 /// `AF_UNSPEC`: entries of every family.

@@ -80,6 +80,8 @@ pub(crate) mod set {
     pub(crate) const ID: u16 = 10;
     pub(crate) const TIMEOUT: u16 = 11;
     pub(crate) const USERDATA: u16 = 13;
+    /// Number of elements (6.16).
+    pub(crate) const COUNT: u16 = 20;
     /// `NFTA_SET_DESC_SIZE`, inside `DESC`.
     pub(crate) const DESC_SIZE: u16 = 1;
     /// `NFT_DATA_VERDICT`.
