@@ -17,6 +17,7 @@ use dataplane::object::{Element, IpFamily, Key};
 use dataplane::transaction::{Operation, Transaction, TransactionBuilder};
 
 use super::Owner;
+use super::flows::GoneSlot;
 
 /// How often an entry may have timed out between the look at it and its removal.
 const ROUNDS: usize = 8;
@@ -55,12 +56,12 @@ impl Stale {
 
 impl<K: Kernel> Owner<K> {
     /// Notes what a committed transaction leaves in the map.
-    pub(super) fn note_affinity(&mut self, committed: &Transaction) {
+    pub(super) fn note_affinity(&mut self, committed: &Transaction, gone: &[GoneSlot]) {
         let mut stale = Stale::default();
-        for (slot, endpoint) in self.gone_slots(committed) {
+        for (slot, endpoint) in gone {
             // All frontends of a group have the same endpoints.
             if let Some(group) = self.affinity_group(slot.protocol, slot.frontend) {
-                stale.endpoints.insert((group, endpoint));
+                stale.endpoints.insert((group, *endpoint));
             }
         }
         for operation in &committed.operations {

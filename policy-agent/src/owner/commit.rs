@@ -186,9 +186,10 @@ impl<K: Kernel> Owner<K> {
             commits += 1;
             self.progress.has_committed();
             self.progress.last_operations += count;
-            self.forget_flows(&chunk);
-            self.note_affinity(&chunk);
-            self.note_gone(&chunk);
+            let gone = self.gone_slots(&chunk);
+            self.forget_flows(&chunk, &gone);
+            self.note_affinity(&chunk, &gone);
+            self.note_gone(&gone);
         }
         Ok(commits)
     }

@@ -8,7 +8,7 @@
 //! Only UDP and SCTP: a TCP connection ends and begins anew by itself, and until then an
 //! endpoint that terminates may finish it. See [`super::gone`] for those that do not.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
@@ -24,15 +24,18 @@ use super::Owner;
 /// A slot and the endpoint that it led to.
 pub(super) type GoneSlot = (Slot, SocketAddr);
 
+/// The endpoints of frontends, by protocol and address, that were asked about.
+pub(super) type Held = BTreeMap<(u8, SocketAddr), BTreeSet<SocketAddr>>;
+
 impl<K: Kernel> Owner<K> {
     /// Forgets the flows that a committed transaction has left behind. That this fails stops
     /// nothing: they end when their clients pause.
-    pub(super) fn forget_flows(&mut self, committed: &Transaction) {
-        let mut stale: Vec<_> = self
-            .gone_slots(committed)
+    pub(super) fn forget_flows(&mut self, committed: &Transaction, gone: &[GoneSlot]) {
+        let mut stale: Vec<_> = gone
+            .iter()
             .filter(|(slot, _)| keeps_flows(slot.protocol))
             .flat_map(|(slot, endpoint)| {
-                self.stale_flows(slot.protocol, slot.frontend, Some(endpoint))
+                self.stale_flows(slot.protocol, slot.frontend, Some(*endpoint))
             })
             .collect();
         let new = new_frontends(committed).into_iter();
@@ -55,10 +58,7 @@ impl<K: Kernel> Owner<K> {
 
     /// The slots that a committed transaction has taken from endpoints, where no other slot
     /// of the frontend leads to the same one.
-    pub(super) fn gone_slots<'a>(
-        &'a self,
-        committed: &'a Transaction,
-    ) -> impl Iterator<Item = GoneSlot> + 'a {
+    pub(super) fn gone_slots(&self, committed: &Transaction) -> Vec<GoneSlot> {
         let deleted = committed.operations.iter().filter_map(|operation| {
             let Operation::DeleteElements { set, elements, .. } = operation else {
                 return None;
@@ -66,36 +66,50 @@ impl<K: Kernel> Owner<K> {
             let (lane, family) = lane_of(set, Lane::endpoints)?;
             Some((lane, family, elements))
         });
-        deleted
-            .flat_map(|(lane, family, elements)| {
-                elements.iter().filter_map(move |(key, element)| {
-                    let slot = Slot::parse(lane.entry, family, key)?;
-                    Some((slot, services::parse_endpoint(family, element)?))
-                })
+        let deleted = deleted.flat_map(|(lane, family, elements)| {
+            elements.iter().filter_map(move |(key, element)| {
+                let slot = Slot::parse(lane.entry, family, key)?;
+                Some((slot, services::parse_endpoint(family, element)?))
             })
-            .filter(|(slot, endpoint)| !self.has_endpoint(slot.protocol, slot.frontend, *endpoint))
+        });
+        let mut gone: Vec<_> = deleted.collect();
+        let mut held = Held::default();
+        gone.retain(|(slot, endpoint)| {
+            !self.has_endpoint(&mut held, slot.protocol, slot.frontend, *endpoint)
+        });
+        gone
     }
 
-    /// Whether a slot of the frontend leads to the endpoint.
+    /// Whether a slot of the frontend leads to the endpoint. A frontend with many endpoints may
+    /// be asked about many: it is looked through once.
     pub(super) fn has_endpoint(
         &self,
+        held: &mut Held,
         protocol: u8,
         frontend: SocketAddr,
         endpoint: SocketAddr,
     ) -> bool {
+        let endpoints = held
+            .entry((protocol, frontend))
+            .or_insert_with(|| self.endpoints_of(protocol, frontend));
+        endpoints.contains(&endpoint)
+    }
+
+    fn endpoints_of(&self, protocol: u8, frontend: SocketAddr) -> BTreeSet<SocketAddr> {
         let family = IpFamily::of(frontend.ip());
         let entry = Entry::of(frontend.ip());
-        [Sources::All, Sources::Cluster].into_iter().any(|sources| {
-            let map = Lane::new(entry, sources).endpoints().of(family);
-            (0..)
-                .map(|number| {
-                    let (ip, port) = (frontend.ip(), frontend.port());
-                    let key = services::slot_key(ip, protocol, port, number);
-                    self.desired.get(&INET, map, &key)
-                })
-                .map_while(|element| element)
-                .any(|element| services::parse_endpoint(family, element) == Some(endpoint))
-        })
+        let lanes = [Sources::All, Sources::Cluster].map(|sources| Lane::new(entry, sources));
+        let slots = lanes.into_iter().flat_map(|lane| {
+            let map = lane.endpoints().of(family);
+            (0..).map_while(move |number| {
+                let (ip, port) = (frontend.ip(), frontend.port());
+                let key = services::slot_key(ip, protocol, port, number);
+                self.desired.get(&INET, map, &key)
+            })
+        });
+        slots
+            .filter_map(|element| services::parse_endpoint(family, element))
+            .collect()
     }
 
     /// The flows from a frontend to an endpoint, or without one those that are not

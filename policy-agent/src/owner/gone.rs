@@ -12,10 +12,10 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use dataplane::kernel::Kernel;
-use dataplane::transaction::Transaction;
 use proxy::model::Protocol;
 
 use super::Owner;
+use super::flows::{GoneSlot, Held};
 
 /// What led to endpoints that are gone, or will be.
 #[derive(Debug, Default)]
@@ -34,15 +34,14 @@ impl GoneEndpoints {
 
 impl<K: Kernel> Owner<K> {
     /// Notes which endpoints a committed transaction has taken slots from.
-    pub(super) fn note_gone(&mut self, committed: &Transaction) {
+    pub(super) fn note_gone(&mut self, gone: &[GoneSlot]) {
         if !self.gone.is_on {
             return;
         }
-        let left: Vec<_> = self
-            .gone_slots(committed)
-            .filter(|(slot, _)| slot.protocol == Protocol::Tcp.number())
-            .map(|(slot, endpoint)| (slot.frontend, endpoint))
-            .collect();
+        let of_tcp = gone
+            .iter()
+            .filter(|(slot, _)| slot.protocol == Protocol::Tcp.number());
+        let left = of_tcp.map(|(slot, endpoint)| (slot.frontend, *endpoint));
         self.gone.left.extend(left);
     }
 
@@ -54,7 +53,10 @@ impl<K: Kernel> Owner<K> {
         let tcp = Protocol::Tcp.number();
         let mut left = std::mem::take(&mut self.gone.left);
         // It may have come back.
-        left.retain(|(frontend, endpoint)| !self.has_endpoint(tcp, *frontend, *endpoint));
+        let mut held = Held::default();
+        left.retain(|(frontend, endpoint)| {
+            !self.has_endpoint(&mut held, tcp, *frontend, *endpoint)
+        });
         let is_in_use = |endpoint: &SocketAddr| self.index.is_in_use(endpoint.ip());
         let (mut stay, free): (BTreeSet<_>, BTreeSet<_>) = left
             .into_iter()

@@ -63,6 +63,27 @@ fn forgotten(node: &mut Node, seen: &mut usize) -> Vec<(u8, String, String)> {
     texts
 }
 
+/// services.md 46: what thousands of slots lead to is looked through once, not for each of them.
+#[test]
+fn flows_to_half_of_thousands_of_endpoints_are_forgotten() {
+    let all: Vec<_> = (0..5_000u16)
+        .map(|number| {
+            let [high, low] = number.to_be_bytes();
+            format!("10.1.{high}.{low}")
+        })
+        .collect();
+    let all: Vec<_> = all.iter().map(|text| &**text).collect();
+    let (gone, kept) = all.split_at(2_500);
+    let mut node = node([of(Protocol::Udp), endpoints(Protocol::Udp, &all)]);
+    let mut seen = node.kernel().fake.forgotten().len();
+    node.apply(endpoints(Protocol::Udp, kept));
+    let of_vip = forgotten(&mut node, &mut seen).into_iter();
+    let of_vip = of_vip.filter(|(_, frontend, _)| frontend == "10.96.0.10:80");
+    let expected = gone.iter().map(|endpoint| format!("{endpoint}:8080"));
+    let found: BTreeSet<_> = of_vip.map(|(.., endpoint)| endpoint).collect();
+    assert_eq!(found, expected.collect());
+}
+
 /// services.md 40 to 43: by every frontend, and node ports on the node's addresses only.
 #[test]
 fn flows_over_udp_and_sctp_are_forgotten_with_their_endpoint() {
