@@ -16,8 +16,9 @@ pub struct HealthCheck {
     /// `spec.healthCheckNodePort`.
     pub port: u16,
     /// Number of addresses on this node with a ready endpoint, the *weight* of the node;
-    /// the check fails at 0. Endpoints that terminate or weigh 0 do not count: new
-    /// connections are to go elsewhere.
+    /// the check fails at 0. Of two families it is that with more: a pod with an address of
+    /// each is one endpoint. Endpoints that terminate or weigh 0 do not count: new connections
+    /// are to go elsewhere.
     pub local_endpoints: usize,
 }
 
@@ -49,7 +50,8 @@ impl Proxy {
             endpoints.map(|(endpoint, _)| endpoint.address)
         });
         let addresses: BTreeSet<_> = ready_here.collect();
-        addresses.len()
+        let v4 = addresses.iter().filter(|address| address.is_ipv4()).count();
+        v4.max(addresses.len() - v4)
     }
 }
 

@@ -43,6 +43,15 @@ fn a_health_check_counts_the_addresses_of_ready_endpoints_on_this_node() {
     node.proxy
         .apply_slice(slice("web-2", "web", &other, endpoints));
     assert_eq!(weights(&node)[0].2, 2);
+    // Nor are those of the same pods by their other address.
+    let v6 = [here(ready("fd00:1::1")), here(ready("fd00:1::2"))];
+    node.proxy
+        .apply_slice(slice("web-v6", "web", HTTP, v6.clone()));
+    assert_eq!(weights(&node)[0].2, 2);
+    for other in ["web-1", "web-2"] {
+        node.proxy.remove_slice(&key(other));
+    }
+    assert_eq!(weights(&node)[0].2, 2);
 }
 
 #[test]

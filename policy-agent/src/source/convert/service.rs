@@ -125,7 +125,15 @@ fn cluster_ips(spec: &core::ServiceSpec) -> Result<Option<Vec<IpAddr>>, ConvertE
              server, or to None for a headless Service",
         ));
     }
-    let ips = addresses("spec.clusterIPs", listed.into_iter())?;
+    let ips = addresses("spec.clusterIPs", listed.iter().copied())?;
+    let unusable = |ip: &IpAddr| ip.is_unspecified() || ip.is_multicast();
+    if let Some(at) = ips.iter().position(unusable) {
+        return Err(ConvertError::value(
+            format!("spec.clusterIPs[{at}]"),
+            listed[at],
+            "use a unicast IP address",
+        ));
+    }
     let v4 = ips.iter().filter(|ip| ip.is_ipv4()).count();
     if v4 > 1 || ips.len() - v4 > 1 {
         return Err(ConvertError::conflict(
@@ -136,6 +144,9 @@ fn cluster_ips(spec: &core::ServiceSpec) -> Result<Option<Vec<IpAddr>>, ConvertE
     Ok(Some(ips))
 }
 
+/// Addresses that no Service can have are read, too: where they are not its cluster IPs, what
+/// is wrong with them concerns them alone. Controllers have written 0.0.0.0 as the address of a
+/// load balancer that has none yet.
 fn addresses<'a>(
     path: &str,
     listed: impl Iterator<Item = &'a String>,
@@ -143,11 +154,9 @@ fn addresses<'a>(
     listed
         .enumerate()
         .map(|(i, text)| {
-            parse_ip(text)
-                .filter(|ip| !ip.is_unspecified() && !ip.is_multicast())
-                .ok_or_else(|| {
-                    ConvertError::value(format!("{path}[{i}]"), text, "use a unicast IP address")
-                })
+            parse_ip(text).ok_or_else(|| {
+                ConvertError::value(format!("{path}[{i}]"), text, "use a unicast IP address")
+            })
         })
         .collect()
 }

@@ -222,6 +222,37 @@ fn a_service_keeps_what_it_says() {
     assert!(service.publish_not_ready);
 }
 
+/// The address of a load balancer that has none yet is no reason not to serve the others.
+#[test]
+fn addresses_that_nobody_can_serve_concern_themselves_alone() {
+    let manifest = json!({
+        "metadata": {"name": "web"},
+        "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.10", "ports": [{"port": 80}],
+            "externalIPs": ["192.0.2.7", "239.0.0.1"]},
+        "status": {"loadBalancer": {"ingress": [{"ip": "0.0.0.0"}, {"ip": "192.0.2.1"}]}},
+    });
+    let Ok(Some(Object::Service(service))) = convert::<core::Service>(manifest) else {
+        panic!("not converted");
+    };
+    let cidrs = ["10.96.0.0/16".parse().expect("a range")];
+    let mut proxy = proxy::Proxy::new(proxy::NodeIdentity {
+        name: "n1".into(),
+        zone: None,
+    });
+    proxy.set_service_cidrs(cidrs);
+    proxy.apply_service(service);
+    let status = proxy.services().next().expect("a Service");
+    let served: Vec<_> = status.frontends.iter().map(|f| f.id.to_string()).collect();
+    assert_eq!(
+        served,
+        ["10.96.0.10:80/TCP", "192.0.2.1:80/TCP", "192.0.2.7:80/TCP"]
+    );
+    let problems = status.problems.join("\n");
+    for named in ["load balancer address 0.0.0.0", "externalIP 239.0.0.1"] {
+        assert!(problems.contains(named), "{problems}");
+    }
+}
+
 #[test]
 fn services_that_nobody_serves_here_are_left_out() {
     assert_eq!(
@@ -253,6 +284,14 @@ fn a_service_that_is_wrong_says_where_and_what_to_do() {
             "spec.clusterIPs[0] is \"10.0.0.300\"",
         ),
         (json!({"clusterIP": "0.0.0.0"}), "spec.clusterIPs[0]"),
+        (
+            json!({"clusterIPs": ["10.0.0.1", "ff02::1"]}),
+            "spec.clusterIPs[1] is \"ff02::1\"",
+        ),
+        (
+            json!({"clusterIP": "10.0.0.1", "externalIPs": ["10.0.0"]}),
+            "spec.externalIPs[0] is \"10.0.0\"",
+        ),
         (
             json!({"clusterIPs": ["10.0.0.1", "10.0.0.2"]}),
             "two addresses of one family",
