@@ -101,6 +101,11 @@ impl ApiServer {
         })
     }
 
+    /// Where it listens.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// A kubeconfig that leads here.
     pub fn kubeconfig(&self) -> String {
         let config = json!({

@@ -11,12 +11,12 @@
 //! object that does not even deserialize stops nothing: it is told as
 //! [`Event::Invalid`].
 
+mod connection;
 mod past;
 mod relist;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -27,7 +27,7 @@ use k8s_openapi::api::{
 };
 use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Client, Config, Resource};
+use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,7 @@ use tokio_util::task::TaskTracker;
 use super::convert::{ClusterNetworkPolicy, Convert};
 use super::narrow::Narrow;
 use crate::event::{Event, Kind};
+pub use connection::{Access, ClientError, client};
 pub use past::complaints;
 use past::{Course, Past};
 use relist::Relist;
@@ -72,36 +73,6 @@ impl Backoff for Impatient {
     fn reset(&mut self) {
         self.0.reset();
     }
-}
-
-/// How to reach the API server.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Access {
-    /// The current context of that kubeconfig file.
-    Kubeconfig(PathBuf),
-    /// The service account of the pod that this runs in.
-    InCluster,
-}
-
-/// Why there is no client for the API server.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// The kubeconfig cannot be read or understood.
-    #[error("cannot use kubeconfig {}", path.display())]
-    Kubeconfig {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: Box<kube::config::KubeconfigError>,
-    },
-    /// Not in a pod, or without a service account.
-    #[error(
-        "no in-cluster configuration: give --kubeconfig, or run in a pod with a service account"
-    )]
-    InCluster(#[source] Box<kube::config::InClusterError>),
-    /// The configuration makes no client (certificates, proxy, authentication).
-    #[error("cannot set up the API client")]
-    Client(#[source] Box<kube::Error>),
 }
 
 /// How one watch is doing.
@@ -221,29 +192,6 @@ pub fn rights() -> Vec<Right> {
         is_optional: true,
     });
     collector.0
-}
-
-/// A client for the API server.
-///
-/// # Errors
-/// Where the configuration is missing or wrong; the server is not contacted.
-pub async fn client(access: &Access) -> Result<Client, ClientError> {
-    let config = match access {
-        Access::Kubeconfig(path) => kubeconfig(path).await?,
-        Access::InCluster => Config::incluster().map_err(|e| ClientError::InCluster(e.into()))?,
-    };
-    Client::try_from(config).map_err(|e| ClientError::Client(e.into()))
-}
-
-async fn kubeconfig(path: &Path) -> Result<Config, ClientError> {
-    let explain = |source: kube::config::KubeconfigError| ClientError::Kubeconfig {
-        path: path.to_owned(),
-        source: source.into(),
-    };
-    let kubeconfig = kube::config::Kubeconfig::read_from(path).map_err(explain)?;
-    Config::from_custom_kubeconfig(kubeconfig, &Default::default())
-        .await
-        .map_err(explain)
 }
 
 impl Watches {

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod restore;
+mod silence;
 
 use std::fs;
 use std::time::Duration;

@@ -32,8 +32,8 @@ struct Running {
 impl Running {
     async fn start(script: Script) -> Self {
         let api = FakeApi::start(script).await;
-        let config = Config::new(api.url().parse().unwrap());
-        let client = Client::try_from(config).unwrap();
+        let config = kube::Config::new(api.url().parse().unwrap());
+        let client = connection::connect(&config).unwrap();
         let (sender, events) = mpsc::channel(64);
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
         let states = Watches::start(client, sender, &tasks, cancel.clone(), &[]);
@@ -207,6 +207,34 @@ async fn an_expired_version_lists_again_without_a_complaint() {
         ('=', vec!["b".into()])
     );
     assert_eq!(running.states.borrow()[&Kind::Pod].error, None);
+    running.stop().await;
+}
+
+/// What a load balancer without a server says, and a server that is starting. A client that
+/// repeats requests by itself hides it for minutes.
+#[tokio::test]
+async fn a_server_that_is_unavailable_is_told_at_once() {
+    let script = (0..20).fold(Script::default(), |script, _| script.fail("pods", 503));
+    let mut running = Running::start(script).await;
+    running
+        .until(Kind::Pod, |state| state.error.is_some())
+        .await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_that_asks_for_a_pause_gets_it() {
+    let script = Script::default()
+        .later("pods", 3)
+        .list("pods", 10, [pod("a", 5)]);
+    let started = std::time::Instant::now();
+    let mut running = Running::start(script).await;
+    assert_eq!(
+        names(&running.next(Kind::Pod).await),
+        ('=', vec!["a".into()])
+    );
+    assert!(started.elapsed() >= Duration::from_secs(3));
+    assert_eq!(running.api.lists("/api/v1/pods"), 2);
     running.stop().await;
 }
 

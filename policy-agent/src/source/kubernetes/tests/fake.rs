@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::{StatusCode, Uri};
+use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures::{StreamExt, stream};
 use serde_json::{Value, json};
@@ -30,8 +30,13 @@ pub(super) struct Script {
 }
 
 enum ListAnswer {
-    Items { version: u32, items: Vec<Value> },
+    Items {
+        version: u32,
+        items: Vec<Value>,
+    },
     Failure(u16),
+    /// Too many requests: come back after so many seconds.
+    Later(u32),
 }
 
 enum WatchAnswer {
@@ -75,6 +80,13 @@ impl Script {
     pub(super) fn fail(mut self, resource: &'static str, code: u16) -> Self {
         let answers = self.lists.entry(resource).or_default();
         answers.push_back(ListAnswer::Failure(code));
+        self
+    }
+
+    /// The next list is refused, to be asked for again after so many seconds.
+    pub(super) fn later(mut self, resource: &'static str, seconds: u32) -> Self {
+        let answers = self.lists.entry(resource).or_default();
+        answers.push_back(ListAnswer::Later(seconds));
         self
     }
 
@@ -235,6 +247,10 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri) -> Response {
         .and_then(VecDeque::pop_front);
     match next {
         Some(ListAnswer::Failure(code)) => failure(code),
+        Some(ListAnswer::Later(seconds)) => {
+            let later = [(header::RETRY_AFTER, seconds.to_string())];
+            (later, failure(429)).into_response()
+        }
         Some(ListAnswer::Items { version, items }) => {
             script.reached.insert(resource, version);
             list(version, items)
