@@ -2,7 +2,8 @@
 //!
 //! Only keys are kept. They are needed where a relist contains an invalid object: a reset
 //! would drop the last good state of that object, so such a relist is told as
-//! single changes instead.
+//! single changes instead. And an object that was never good is told to be gone as well: until
+//! then it is a problem.
 
 use std::collections::BTreeSet;
 
@@ -20,6 +21,8 @@ use crate::source::narrow::Narrow;
 pub(super) struct Relist {
     /// Keys that the index has an object for.
     known: BTreeSet<ObjectKey>,
+    /// Keys of what was told to be invalid: that has to be taken back, too.
+    invalid: BTreeSet<ObjectKey>,
     /// The list that is being received.
     listing: Option<Listing>,
     /// Whether a list was ever complete.
@@ -84,7 +87,7 @@ impl Relist {
     /// known.
     pub(super) fn absent(&mut self, kind: Kind) -> Option<Event> {
         let was_listed = std::mem::replace(&mut self.has_listed, true);
-        if was_listed && self.known.is_empty() {
+        if was_listed && self.known.is_empty() && self.invalid.is_empty() {
             return None;
         }
         *self = Self {
@@ -102,6 +105,7 @@ impl Relist {
             return self.complete_singly(kind, objects, invalid);
         }
         self.known = objects.iter().map(Object::key).collect();
+        self.invalid.clear();
         let mut stand_ins = Vec::new();
         let mut reports = Vec::new();
         for (key, reason) in invalid {
@@ -130,7 +134,8 @@ impl Relist {
             .map(Object::key)
             .chain(invalid.iter().map(|(key, _)| key.clone()))
             .collect();
-        let gone: Vec<ObjectKey> = self.known.difference(&listed).cloned().collect();
+        let told = self.known.union(&self.invalid);
+        let gone: Vec<ObjectKey> = told.filter(|key| !listed.contains(key)).cloned().collect();
         let mut events = Vec::with_capacity(listed.len() + gone.len());
         for object in objects {
             events.extend(self.apply(kind, Received::Good(object)));
@@ -147,6 +152,7 @@ impl Relist {
     fn apply(&mut self, kind: Kind, received: Received) -> Vec<Event> {
         match received {
             Received::Good(object) => {
+                self.invalid.remove(&object.key());
                 self.known.insert(object.key());
                 vec![Event::Apply(object)]
             }
@@ -160,7 +166,8 @@ impl Relist {
     }
 
     fn delete(&mut self, kind: Kind, key: ObjectKey) -> Vec<Event> {
-        match self.known.remove(&key) {
+        let was_invalid = self.invalid.remove(&key);
+        match self.known.remove(&key) || was_invalid {
             true => vec![Event::Delete(kind, key)],
             false => Vec::new(),
         }
@@ -175,6 +182,7 @@ impl Relist {
             self.known.insert(key.clone());
             events.push(Event::Apply(object));
         }
+        self.invalid.insert(key.clone());
         events.push(Event::Invalid { kind, key, reason });
         events
     }

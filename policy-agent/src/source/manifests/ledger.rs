@@ -68,9 +68,10 @@ impl Ledger {
         let mut events = self.implicit_namespaces(winners);
         for (id, (path, claim)) in winners {
             match claim.state {
-                ClaimState::Good if self.told.get(id) == Some(&claim.digest) => {
-                    self.told_invalid.remove(*id);
-                }
+                // One that was told to be invalid is told again, even as it was before.
+                ClaimState::Good
+                    if self.told.get(id) == Some(&claim.digest)
+                        && !self.told_invalid.contains_key(id) => {}
                 ClaimState::Good => {
                     let content = parsed
                         .entry((*path).to_owned())
@@ -81,9 +82,8 @@ impl Ledger {
                         events.push(Event::Apply(object));
                     }
                 }
-                ClaimState::NotOurs => {
-                    self.told_invalid.remove(*id);
-                }
+                // Told to be gone below.
+                ClaimState::NotOurs => {}
                 ClaimState::Invalid(ref reason) => {
                     self.tell_invalid(id, claim.digest, reason, &mut events);
                 }
@@ -130,17 +130,15 @@ impl Ledger {
 
     fn tell_gone(&mut self, winners: &Winners<'_>, events: &mut Vec<Event>) {
         let implicit = implicit_names(winners);
-        self.told_invalid.retain(|id, _| winners.contains_key(id));
-        self.told.retain(|id, _| {
-            let stays = match winners.get(id) {
-                Some((_, claim)) => !matches!(claim.state, ClaimState::NotOurs),
-                None => id.0 == Kind::Namespace && implicit.contains(&*id.1.name),
-            };
-            if !stays {
-                events.push(Event::Delete(id.0, id.1.clone()));
-            }
-            stays
-        });
+        let stays = |id: &Id| match winners.get(id) {
+            Some((_, claim)) => !matches!(claim.state, ClaimState::NotOurs),
+            None => id.0 == Kind::Namespace && implicit.contains(&*id.1.name),
+        };
+        let told = self.told.keys().chain(self.told_invalid.keys());
+        let gone: BTreeSet<_> = told.filter(|id| !stays(id)).cloned().collect();
+        self.told.retain(|id, _| !gone.contains(id));
+        self.told_invalid.retain(|id, _| !gone.contains(id));
+        events.extend(gone.into_iter().map(|(kind, key)| Event::Delete(kind, key)));
     }
 }
 

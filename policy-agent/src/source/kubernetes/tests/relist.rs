@@ -115,6 +115,40 @@ fn an_object_that_becomes_somebody_elses_is_gone() {
 }
 
 #[test]
+fn what_was_told_of_an_invalid_object_is_taken_back() {
+    let service = |name: &str, ip: &str| -> Narrow<core::Service> {
+        serde_json::from_value(json!({"metadata": {"name": name, "namespace": "x"},
+            "spec": {"clusterIP": ip}}))
+        .unwrap()
+    };
+    let (wrong, headless) = ("10.0.0.999", "None");
+    let mut relist = Relist::default();
+    let mut told = |change| brief(&relist.handle(change));
+    assert!(told(Change::Init).is_empty());
+    assert_eq!(told(Change::InitDone), ["= "]);
+    for name in ["a", "b", "c"] {
+        let told = told(Change::Apply(service(name, wrong)));
+        assert_eq!(told, [format!("! {name}")]);
+    }
+    assert_eq!(told(Change::Delete(service("a", wrong))), ["- a"]);
+    assert_eq!(told(Change::Apply(service("b", headless))), ["- b"]);
+    assert_eq!(told(Change::Apply(service("c", "10.0.0.1"))), ["+ c"]);
+    assert_eq!(told(Change::Apply(service("d", wrong))), ["! d"]);
+    // A list without one of them, once as single changes and once as a reset.
+    for (listed, expected) in [
+        (service("e", wrong), &["! e", "- c", "- d"][..]),
+        (service("f", "10.0.0.2"), &["= f"]),
+    ] {
+        assert!(told(Change::Init).is_empty());
+        assert!(told(Change::InitApply(listed)).is_empty());
+        assert_eq!(told(Change::InitDone), expected);
+    }
+    for name in ["d", "e"] {
+        assert!(told(Change::Delete(service(name, wrong))).is_empty());
+    }
+}
+
+#[test]
 fn an_object_without_a_name_is_left_out() {
     let nameless: Narrow<Policy> = serde_json::from_value(json!({"metadata": {}})).unwrap();
     let mut relist = Relist::default();

@@ -35,8 +35,34 @@ fn an_object_that_becomes_wrong_keeps_its_last_good_state() {
     );
     assert!(folder.scan().is_empty(), "told once");
     folder.write("a.yaml", &two.replace("10.0.0.2", "10.0.0.3"));
-    assert!(folder.scan().is_empty(), "back to the state that was kept");
+    assert_eq!(
+        folder.scan(),
+        ["+ Service default/web"],
+        "good again, as it was kept"
+    );
     assert!(folder.problems().is_empty());
+    assert!(folder.scan().is_empty(), "told once");
+}
+
+#[test]
+fn what_was_told_of_an_invalid_object_is_taken_back() {
+    let wrong = |name| service(name, "10.0.0.1000");
+    let files = ["a", "b", "c"].map(|name| (format!("{name}.yaml"), wrong(name)));
+    let files = files.each_ref().map(|(name, text)| (&**name, &**text));
+    let mut folder = Folder::scanned(&files);
+    assert_eq!(folder.problems().len(), 3);
+    folder.remove("a.yaml");
+    folder.write("b.yaml", &service("b", "None"));
+    folder.write("c.yaml", &service("c", "10.0.0.1"));
+    assert_eq!(
+        folder.scan(),
+        [
+            "+ Service default/c",
+            "- Service default/a",
+            "- Service default/b",
+        ]
+    );
+    assert!(folder.scan().is_empty(), "told once");
 }
 
 #[test]
