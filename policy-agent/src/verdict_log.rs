@@ -241,6 +241,7 @@ impl Writer {
                 }
                 let added = self.counters.add(&denied, &self.directory);
                 self.health.publish_denied(&added);
+                self.directory.forget_if_old();
             }
             // No table yet, or no kernel any more: the owner tells.
             Err(error) => tracing::debug!(%error, "denied packets cannot be counted"),

@@ -36,10 +36,15 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    /// Whether a group has denied that has no label yet.
+    /// Whether a group has denied since the last look that has no label yet and is to get one.
+    /// For that the directory is asked, which costs the owner time.
     pub(super) fn has_new(&self, denied: &BTreeMap<Name, u64>) -> bool {
-        let mut denying = denied.iter().filter(|(_, packets)| **packets > 0);
-        denying.any(|(chain, _)| !self.labels.contains_key(chain))
+        let is_new = |(chain, packets): (&Name, &u64)| {
+            matches!(counts_denials(chain), Some(Denier::Policy(_)))
+                && !self.labels.contains_key(chain)
+                && self.last.get(chain).copied().unwrap_or(0) != *packets
+        };
+        self.labels.len() < LABELLED && denied.iter().any(is_new)
     }
 
     /// What has come since the last look.
@@ -106,6 +111,31 @@ mod tests {
     use std::sync::mpsc::channel;
 
     use super::*;
+
+    /// netpol.md 84: what was denied once does not keep the agent busy for ever.
+    #[test]
+    fn the_directory_is_asked_for_groups_that_deny_and_have_no_label() {
+        let (owner, _mailbox) = channel();
+        let directory = Directory::new(owner);
+        let mut counters = Counters::default();
+        let group = Name::from("egress-0123456789abcdef");
+        let none = ["closed-egress", "closed-ingress", "forged"].map(|name| (Name::from(name), 3));
+        let mut denied = BTreeMap::from(none);
+        denied.insert(group.clone(), 0);
+        assert!(!counters.has_new(&denied), "nobody has policies there");
+        for packets in [1, 5, 2] {
+            denied.insert(group.clone(), packets);
+            assert!(counters.has_new(&denied), "{packets}");
+            counters.add(&denied, &directory);
+            assert!(!counters.has_new(&denied), "none since: {packets}");
+        }
+        denied.insert(group.clone(), 9);
+        counters.labels.insert(group, "shop/deny".into());
+        assert!(!counters.has_new(&denied), "it has a label");
+        let label = |number| (Name::from(format!("egress-{number}")), String::new());
+        counters.labels = (0..LABELLED).map(label).collect();
+        assert!(!counters.has_new(&denied), "there are labels enough");
+    }
 
     #[test]
     fn what_a_rewritten_chain_counts_is_added() {

@@ -71,10 +71,21 @@ impl Directory {
 
     /// The same without a record.
     pub(super) fn refresh_if_old(&mut self) {
-        let young = YOUNG.max(self.took * SHARE);
-        if self.taken.is_none_or(|taken| taken.elapsed() > young) {
+        if self.is_old() {
             self.refresh();
         }
+    }
+
+    /// Gives back what the next record would have taken anew: it is as large as all objects.
+    pub(super) fn forget_if_old(&mut self) {
+        if self.is_old() {
+            self.snapshot = None;
+        }
+    }
+
+    fn is_old(&self) -> bool {
+        let young = YOUNG.max(self.took * SHARE);
+        self.taken.is_none_or(|taken| taken.elapsed() > young)
     }
 
     fn refresh(&mut self) {
