@@ -3,6 +3,7 @@
 //! Each finding has a code, the object and the field that it is about, and says what to do.
 //! Nothing here changes what is enforced.
 
+mod cluster;
 mod peers;
 mod policies;
 mod ports;
@@ -45,7 +46,8 @@ pub struct Finding {
     pub action: String,
 }
 
-/// What is to be said of the policies of a namespace, or of all, sorted by object and field.
+/// What is to be said of the policies of a namespace, or of all and of the
+/// ClusterNetworkPolicies, sorted by object and field.
 pub fn lint(snapshot: &Snapshot, namespace: Option<&str>) -> Vec<Finding> {
     let policies = snapshot.index.policies.values();
     let mut findings = Vec::new();
@@ -58,6 +60,9 @@ pub fn lint(snapshot: &Snapshot, namespace: Option<&str>) -> Vec<Finding> {
         linter.policy();
         linter.peers();
         linter.ports();
+    }
+    if namespace.is_none() {
+        findings.extend(cluster::findings(snapshot));
     }
     findings.sort();
     findings.dedup();

@@ -178,3 +178,56 @@ fn a_selector_that_matches_nothing_is_told_what_there_is() {
          its pods have app=web, app=agent, app=db"
     );
 }
+
+/// netpol.md 87.
+#[test]
+fn cluster_policies_of_one_priority_that_meet_are_found() {
+    let policy = |name: &str, priority: u16, team: &str, more: &str| {
+        format!(
+            "---\n{{apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy, \
+             metadata: {{name: {name}}}, spec: {{tier: Admin, priority: {priority}, subject: \
+             {{namespaces: {{matchLabels: {{team: {team}}}}}}}, {more}}}}}\n"
+        )
+    };
+    let deny = "[{action: Deny, from: [{namespaces: {}}]}]";
+    let ingress = format!("ingress: {deny}");
+    let egress = format!("egress: {}", deny.replace("from", "to"));
+    let yaml = [
+        policy("a", 1, "shop", &ingress),
+        policy("b-meets-a", 1, "shop", &ingress),
+        policy("c-other-direction", 1, "shop", &egress),
+        policy("d-other-pods", 1, "lab", &ingress),
+        policy("e-other-priority", 2, "shop", &ingress),
+        policy("f-nobody", 2, "none", &ingress),
+        policy(
+            "g-unknown",
+            3,
+            "lab",
+            "ingress: [{action: Reject, from: [{namespaces: {}}]}]",
+        ),
+    ];
+    let snapshot = snapshot(
+        &node(&(PODS.to_owned() + &yaml.concat())),
+        &About::default(),
+    );
+    let findings = lint(&snapshot, None);
+    let found = findings
+        .iter()
+        .map(|f| format!("{} {}: {}", f.object, f.field, f.code));
+    let found: Vec<_> = found.collect();
+    let expected = [
+        "ClusterNetworkPolicy b-meets-a spec.priority: equal-priority",
+        "ClusterNetworkPolicy f-nobody spec.subject: selects-nothing",
+        "ClusterNetworkPolicy g-unknown spec.ingress[0].action: not-understood",
+    ];
+    // The message of the last begins with its field and value.
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+    assert_eq!(found[..2], expected[..2]);
+    assert!(found[2].ends_with("not-understood"), "{found:?}");
+    assert!(
+        findings[0].message.starts_with("a of the tier Admin"),
+        "{}",
+        findings[0]
+    );
+    assert!(lint(&snapshot, Some("shop")).is_empty());
+}
