@@ -238,6 +238,7 @@ struct Writer {
     /// Size above which the file is written anew.
     limit: u64,
     synced: Instant,
+    is_unsynced: bool,
 }
 
 impl Writer {
@@ -253,12 +254,24 @@ impl Writer {
             size: 0,
             limit: SMALL,
             synced: Instant::now(),
+            is_unsynced: false,
         }
     }
 
     fn run(mut self, events: &Receiver<Event>) {
-        while let Ok(event) = events.recv() {
-            self.take(event);
+        loop {
+            let event = match self.until_sync() {
+                Some(pause) => events.recv_timeout(pause),
+                None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match event {
+                Ok(event) => self.take(event),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.write();
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
             let until = Instant::now() + WRITE;
             loop {
                 match events.recv_timeout(until.saturating_duration_since(Instant::now())) {
@@ -272,6 +285,12 @@ impl Writer {
             }
             self.write();
         }
+    }
+
+    /// How long what is written may still wait for the disk, also if nothing follows it.
+    fn until_sync(&self) -> Option<Duration> {
+        let waits = self.is_named && self.is_unsynced;
+        waits.then(|| SYNC.saturating_sub(self.synced.elapsed()))
     }
 
     fn take(&mut self, event: Event) {
@@ -326,6 +345,7 @@ impl Writer {
             }
         };
         file.write_all(&self.buffer)?;
+        self.is_unsynced |= !self.buffer.is_empty();
         self.size += self.buffer.len() as u64;
         self.buffer.clear();
         // A list of everything needs so much once only.
@@ -342,16 +362,19 @@ impl Writer {
         if !self.is_named && self.listed.len() == Kind::ALL.len() {
             self.give_name(file)?;
             self.is_named = true;
+            self.is_unsynced = false;
             self.limit = SMALL.max(self.size * 2);
         } else if self.is_named && self.size > self.limit {
             let (file, size) = self.compact()?;
             self.give_name(&file)?;
             self.file = Some(file);
             self.size = size;
+            self.is_unsynced = false;
             self.limit = SMALL.max(size * 2);
         } else if self.synced.elapsed() >= SYNC {
             file.sync_data()?;
             self.synced = Instant::now();
+            self.is_unsynced = false;
         }
         Ok(())
     }

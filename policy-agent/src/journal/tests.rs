@@ -298,3 +298,27 @@ proptest! {
         prop_assert!(states.contains(&read));
     }
 }
+
+/// The last change of a busy time is as safe as those before it.
+#[test]
+fn what_is_written_waits_for_the_disk_no_longer_because_nothing_follows() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut writer = Writer::new(folder.path(), NODE);
+    let write = |writer: &mut Writer, events: Vec<Event>| {
+        events.into_iter().for_each(|event| writer.take(event));
+        writer.write();
+    };
+    assert_eq!(writer.until_sync(), None, "nothing is written");
+    write(&mut writer, lists(&everything()));
+    assert_eq!(writer.until_sync(), None, "a new file is synced");
+    // However slow the machine is: the last time is not over, and then it is.
+    writer.synced = Instant::now() + 100 * SYNC;
+    write(&mut writer, vec![Event::Apply(pod("web", "other"))]);
+    assert_eq!(writer.until_sync(), Some(SYNC), "written since");
+    writer.synced = Instant::now()
+        .checked_sub(SYNC)
+        .expect("it runs for longer");
+    assert_eq!(writer.until_sync(), Some(Duration::ZERO));
+    write(&mut writer, Vec::new());
+    assert_eq!(writer.until_sync(), None);
+}
