@@ -228,10 +228,12 @@ pub(crate) fn log(node: &Node) -> PathBuf {
     node.dir().join("agent.log")
 }
 
-/// Starts an agent and waits until its socket answers.
+/// Starts an agent, on a node that has a proxy for what is outside of the cluster, and waits
+/// until its socket answers.
 pub(crate) fn spawn(node: &Node) -> Result<Background> {
     let mut command: Command = node.netns.command(programs::agent());
     command
+        .env("HTTPS_PROXY", "http://192.0.2.9:3128")
         .args(["run", "--node-name", NODE_NAME, "--kubeconfig"])
         .arg(kubeconfig(node))
         .arg("--socket")
