@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
+use tests::matrix::LIMIT;
 use tests::netns::NetNs;
 use tests::node::{NODE_NAME, Node, OUTSIDE_IPS};
 use tests::objects;
@@ -263,7 +264,8 @@ fn what_policies_do_to_pods_of_another_plugin_is_explained() -> Result<()> {
         )?;
         for family in Family::ALL {
             let target = SocketAddr::new(family.pick(FIRST), 80);
-            let outcome = scene.ask(OUTSIDE, Protocol::Tcp, target)?;
+            let limit = if is_guarded { LIMIT } else { PATIENT };
+            let outcome = scene.ask_for(OUTSIDE, Protocol::Tcp, target, limit)?;
             ensure!(
                 outcome.is_answered() != is_guarded,
                 "{bridges} {family:?}: {outcome}"
