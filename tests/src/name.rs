@@ -37,11 +37,15 @@ pub fn of_process(pid: u32) -> Option<String> {
 }
 
 /// Removes the namespaces, directories and cached CNI results of processes that
-/// are gone, and returns what it removed. Safe beside running copies.
+/// are gone, and returns what it removed. Safe beside running copies, and beside itself.
 pub fn sweep() -> Result<Vec<String>> {
     let mut removed = Vec::new();
-    for name in abandoned(Path::new("/run/netns"))? {
-        command::run(Command::new("ip").args(["netns", "del", &name]))?;
+    let namespaces = Path::new("/run/netns");
+    for name in abandoned(namespaces)? {
+        let done = command::run(Command::new("ip").args(["netns", "del", &name]));
+        if namespaces.join(&name).exists() {
+            done?;
+        }
         removed.push(format!("namespace {name}"));
     }
     for dir in [scratch_root(), PathBuf::from(CNI_RESULTS)] {
@@ -52,7 +56,9 @@ pub fn sweep() -> Result<Vec<String>> {
             } else {
                 fs::remove_file(&path)
             };
-            done.with_context(|| format!("cannot remove {}", path.display()))?;
+            if path.exists() {
+                done.with_context(|| format!("cannot remove {}", path.display()))?;
+            }
             removed.push(path.display().to_string());
         }
     }
