@@ -7,13 +7,17 @@ use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::command::{self, LIMIT};
 use crate::netns::NetNs;
 use crate::node::Node;
+use crate::wait::{SOON, eventually};
 use crate::{pod, programs};
+
+/// The error code of the CNI specification for that.
+const TRY_LATER: u64 = 11;
 
 /// One call of the plugin, in a node's namespace.
 #[derive(Clone, Debug)]
@@ -22,6 +26,7 @@ pub struct Call<'n> {
     program: PathBuf,
     environment: BTreeMap<&'static str, String>,
     input: Vec<u8>,
+    is_patient: bool,
 }
 
 /// What the plugin answered.
@@ -46,6 +51,7 @@ impl<'n> Call<'n> {
             program: programs::plugin(),
             environment: BTreeMap::from([("CNI_COMMAND", verb.to_owned())]),
             input: conf.to_string().into_bytes(),
+            is_patient: false,
         }
     }
 
@@ -65,6 +71,13 @@ impl<'n> Call<'n> {
     /// Runs another program than the plugin of [`programs::plugin`].
     pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
         self.program = path.into();
+        self
+    }
+
+    /// Runs it again where it is told to try later (code 11), as a runtime does: many requests at
+    /// once may take longer on a busy machine than one of them waits for its turn.
+    pub fn patient(mut self) -> Self {
+        self.is_patient = true;
         self
     }
 
@@ -138,6 +151,22 @@ impl<'n> Call<'n> {
 
     /// Runs it.
     pub fn run(&self) -> Result<Reply> {
+        let attempt = || {
+            let reply = self.run_once()?;
+            let is_later = || {
+                let error: Value = serde_json::from_str(&reply.stdout).unwrap_or_default();
+                error["code"] == TRY_LATER
+            };
+            ensure!(!self.is_patient || !is_later(), "{reply:?}");
+            Ok(reply)
+        };
+        match self.is_patient {
+            true => Ok(eventually(SOON, attempt)?.0),
+            false => attempt(),
+        }
+    }
+
+    fn run_once(&self) -> Result<Reply> {
         let output = command::output(&mut self.command(), &self.input, LIMIT)?;
         let signal = std::os::unix::process::ExitStatusExt::signal(&output.status);
         Ok(Reply {

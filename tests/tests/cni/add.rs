@@ -12,9 +12,9 @@ use tests::netns::NetNs;
 use tests::node::{GATEWAYS, Node};
 use tests::plugin::Call;
 use tests::pod::{Family, Pod};
-use tests::traffic::{Protocol, Server, ask};
+use tests::traffic::{PATIENT, Protocol, Server, ask};
 use tests::wait::eventually;
-use tests::{command, inspect, matrix, require_root};
+use tests::{command, inspect, require_root};
 
 use crate::assert_empty;
 
@@ -110,9 +110,7 @@ fn pods_reach_each_other_with_and_without_bridge_netfilter() -> Result<()> {
             one.netns.ping(two.ip(family))?;
             for protocol in Protocol::ALL {
                 let target = two.at(family, 80);
-                let outcome = one
-                    .netns
-                    .enter(move || ask(protocol, target, matrix::LIMIT))?;
+                let outcome = one.netns.enter(move || ask(protocol, target, PATIENT))?;
                 let seen = format!("answered by two, seen as {}", one.at(family, 0));
                 let seen = seen.trim_end_matches('0');
                 assert!(
@@ -122,7 +120,7 @@ fn pods_reach_each_other_with_and_without_bridge_netfilter() -> Result<()> {
             }
             let outside = node.outside.enter({
                 let target = two.at(family, 80);
-                move || ask(Protocol::Tcp, target, matrix::LIMIT)
+                move || ask(Protocol::Tcp, target, PATIENT)
             })?;
             assert!(outside.is_answered(), "{family} from outside: {outside}");
         }
@@ -267,7 +265,7 @@ fn fifty_at_once_on_a_node_without_a_bridge_all_succeed() -> Result<()> {
                 .iter()
                 .enumerate()
                 .map(|(n, pod)| {
-                    let call = Call::new(&node, verb, &format!("c{n}"), pod);
+                    let call = Call::new(&node, verb, &format!("c{n}"), pod).patient();
                     scope.spawn(move || run(&call))
                 })
                 .collect();

@@ -11,13 +11,13 @@ use tests::netns::NetNs;
 use tests::node::{NODE_IPS, Node};
 use tests::plugin::Call;
 use tests::pod::Family;
-use tests::traffic::Protocol;
+use tests::traffic::{Protocol, SHORT};
 use tests::wait::{SOON, eventually};
 use tests::{inspect, require_root};
 
 use crate::assert_empty;
 use crate::container::{
-    Container, SHORT, ask_from, assert_answered, assert_silent, containerd, elements, start_agent,
+    Container, ask_from, assert_answered, assert_silent, containerd, elements, start_agent,
     translations,
 };
 
@@ -273,7 +273,9 @@ fn parallel_requests_leave_exactly_what_they_say() -> Result<()> {
                 .iter()
                 .map(|&n| {
                     let pod = &pods[usize::from(n)];
-                    let call = Call::new(&node, verb, &format!("c{n}"), pod).keys(keys(n));
+                    let call = Call::new(&node, verb, &format!("c{n}"), pod)
+                        .patient()
+                        .keys(keys(n));
                     scope.spawn(move || call.run())
                 })
                 .collect();

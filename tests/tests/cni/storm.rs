@@ -45,7 +45,9 @@ impl Worker {
     }
 
     fn call<'n>(&self, node: &'n Node, verb: &str) -> Call<'n> {
-        Call::new(node, verb, &format!("c{}", self.number), &self.netns).keys(self.keys())
+        Call::new(node, verb, &format!("c{}", self.number), &self.netns)
+            .patient()
+            .keys(self.keys())
     }
 
     /// Every second one has hostPorts, every third is masqueraded.
