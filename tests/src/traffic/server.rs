@@ -1,18 +1,19 @@
 //! A server on any number of ports, TCP and UDP, both families, in one thread.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 
 use super::Protocol;
 use crate::netns::NetNs;
+use crate::wait::{SOON, eventually};
 
 /// Answers each connection, and each datagram, with a line of its own name and
 /// the client's address as it sees it, then echoes what comes. Stops when dropped.
@@ -37,15 +38,19 @@ pub struct Seen {
 impl Server {
     /// Listens in `netns` on every one of `ports`, over TCP and UDP.
     pub fn start(netns: &NetNs, name: &str, ports: &[u16]) -> Result<Self> {
-        let wanted = ports.to_vec();
-        let sockets = netns
-            .enter(move || {
-                wanted
-                    .into_iter()
-                    .map(listen)
-                    .collect::<io::Result<Vec<_>>>()
-            })?
-            .with_context(|| format!("cannot listen in {}", netns.name()))?;
+        // Sockets that a server here had until now may be those of a child of this process
+        // for a moment more, which another thread has forked and which has not begun its
+        // program yet.
+        let attempt = || {
+            let wanted = ports.to_vec();
+            let sockets = netns.enter(move || wanted.into_iter().map(listen).collect())?;
+            match sockets {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => bail!(error),
+                other => Ok(other),
+            }
+        };
+        let sockets: io::Result<Vec<_>> = eventually(SOON, attempt)?.0;
+        let sockets = sockets.with_context(|| format!("cannot listen in {}", netns.name()))?;
         let stop = Arc::new(EventFd::new().context("cannot make an eventfd")?);
         let seen = Arc::new(Mutex::new(Vec::new()));
         let mut service = Service {
@@ -175,10 +180,15 @@ impl Service {
 
 /// Both families on one socket where the namespace has IPv6.
 fn listen(port: u16) -> io::Result<Sockets> {
-    let bind =
-        |ip: std::net::IpAddr| Ok((TcpListener::bind((ip, port))?, UdpSocket::bind((ip, port))?));
-    let (tcp, udp) = bind(Ipv6Addr::UNSPECIFIED.into())
-        .or_else(|_: io::Error| bind(Ipv4Addr::UNSPECIFIED.into()))?;
+    let bind = |ip: IpAddr| -> io::Result<_> {
+        Ok((TcpListener::bind((ip, port))?, UdpSocket::bind((ip, port))?))
+    };
+    let (tcp, udp) = match bind(Ipv6Addr::UNSPECIFIED.into()) {
+        Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+            bind(Ipv4Addr::UNSPECIFIED.into())
+        }
+        bound => bound,
+    }?;
     tcp.set_nonblocking(true)?;
     udp.set_nonblocking(true)?;
     Ok(Sockets { port, tcp, udp })

@@ -1,7 +1,7 @@
 //! Bandwidth limits: what `tc` shows, and how long real bytes take.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -11,6 +11,7 @@ use tests::netns::NetNs;
 use tests::node::{GATEWAYS, Node};
 use tests::plugin::Call;
 use tests::pod::Family;
+use tests::wait::SOON;
 use tests::{inspect, require_root};
 
 use crate::assert_empty;
@@ -50,16 +51,12 @@ fn devices(node: &Node) -> Result<Vec<String>> {
 }
 
 /// Sends so many bytes over TCP and returns how long it was until all were read.
-pub(crate) fn transfer(
-    from: &NetNs,
-    to: &NetNs,
-    target: SocketAddr,
-    bytes: usize,
-) -> Result<Duration> {
-    let listener = to.enter(move || TcpListener::bind(SocketAddr::new(target.ip(), 5001)))??;
+pub(crate) fn transfer(from: &NetNs, to: &NetNs, target: IpAddr, bytes: usize) -> Result<Duration> {
+    let listener = to.enter(move || TcpListener::bind(SocketAddr::new(target, 0)))??;
+    let target = listener.local_addr()?;
     let sink = to.spawn(move || -> std::io::Result<usize> {
         let (mut stream, _) = listener.accept()?;
-        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        stream.set_read_timeout(Some(SOON))?;
         let (mut buffer, mut read) = (vec![0; 64 << 10], 0);
         loop {
             match stream.read(&mut buffer)? {
@@ -72,12 +69,11 @@ pub(crate) fn transfer(
     })?;
     let started = Instant::now();
     from.enter(move || -> std::io::Result<()> {
-        let target = SocketAddr::new(target.ip(), 5001);
-        let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(5))?;
-        stream.set_write_timeout(Some(Duration::from_secs(20)))?;
+        let mut stream = TcpStream::connect_timeout(&target, SOON)?;
+        stream.set_write_timeout(Some(SOON))?;
         stream.write_all(&vec![7; bytes])?;
         stream.shutdown(std::net::Shutdown::Write)?;
-        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        stream.set_read_timeout(Some(SOON))?;
         stream.read_exact(&mut [0])
     })??;
     let took = started.elapsed();
@@ -106,10 +102,10 @@ fn what_a_pod_receives_and_what_it_sends_is_limited() -> Result<()> {
     // What is in the bucket, 25 ms of the rate, passes at once.
     const BYTES: usize = 1_000_000;
     for family in Family::ALL {
-        let at_pod = SocketAddr::new(pod.ip(family), 0);
+        let at_pod = pod.ip(family);
         let took = transfer(&node.netns, &pod.netns, at_pod, BYTES)?;
         assert!(took > Duration::from_millis(900), "to the pod: {took:?}");
-        let at_node = SocketAddr::new(family.pick(GATEWAYS), 0);
+        let at_node = family.pick(GATEWAYS);
         let took = transfer(&pod.netns, &node.netns, at_node, BYTES)?;
         assert!(took > Duration::from_millis(450), "from the pod: {took:?}");
     }
@@ -167,9 +163,9 @@ fn a_bucket_that_holds_no_packet_is_made_to_hold_one() -> Result<()> {
     let keys = json!({"runtimeConfig": {"bandwidth": {
         "ingressRate": 8_000_000, "ingressBurst": 8, "egressRate": 8_000_000, "egressBurst": 8}}});
     let pod = Container::add(&node, "one", keys)?;
-    let at_pod = SocketAddr::new(pod.ip(Family::V4), 0);
+    let at_pod = pod.ip(Family::V4);
     transfer(&node.netns, &pod.netns, at_pod, 100_000)?;
-    let at_node = SocketAddr::new(Family::V4.pick(GATEWAYS), 0);
+    let at_node = Family::V4.pick(GATEWAYS);
     transfer(&pod.netns, &node.netns, at_node, 100_000)?;
     pod.del()?;
     assert_empty(&node)

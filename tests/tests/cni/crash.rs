@@ -5,11 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -470,13 +472,21 @@ fn an_add_whose_result_nobody_takes_is_undone() -> Result<()> {
     let node = Node::new()?;
     let pod = NetNs::create("pod")?;
     let call = Call::new(&node, "ADD", "c1", &pod);
+    let (reader, writer) = std::io::pipe()?;
+    drop(reader);
+    // A child of this process may have it until it begins its program.
+    eventually(LIMIT, || {
+        let mut end = [PollFd::new(writer.as_fd(), PollFlags::empty())];
+        poll(&mut end, PollTimeout::ZERO)?;
+        ensure!(end[0].any() == Some(true), "somebody may read");
+        Ok(())
+    })?;
     let mut child = call
         .command()
         .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
+        .stdout(writer)
         .stderr(Stdio::null())
         .spawn()?;
-    drop(child.stdout.take());
     let mut stdin = child.stdin.take().context("piped")?;
     std::io::Write::write_all(&mut stdin, call.input_bytes())?;
     drop(stdin);

@@ -1,11 +1,10 @@
 //! IPAM by plugins of others, and our IPAM for main plugins of others.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tests::netns::NetNs;
 use tests::node::{GATEWAYS, Node};
@@ -39,7 +38,8 @@ fn call<'n>(node: &'n Node, verb: &str, pod: &NetNs, ipam: &Value, keys: Value) 
         .env("CNI_PATH", cni_path(node))
 }
 
-/// An IPAM plugin out of a shell script, which notes each verb in `log`.
+/// An IPAM plugin out of a shell script, which notes each verb in `log`. Another program writes
+/// it: nothing can be run that a child of this process, forked meanwhile, has open for writing.
 fn script(node: &Node, name: &str, body: &str) -> Result<PathBuf> {
     let folder = node.dir().join("bin");
     fs::create_dir_all(&folder)?;
@@ -48,8 +48,10 @@ fn script(node: &Node, name: &str, body: &str) -> Result<PathBuf> {
         "#!/bin/sh\nconf=$(cat)\necho \"$CNI_COMMAND $CNI_CONTAINERID $CNI_IFNAME\" >> {}\n{body}\n",
         log.display()
     );
-    fs::write(&path, text)?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    let mut install = Command::new("install");
+    install.args(["-m755", "/dev/stdin"]).arg(&path);
+    let output = command::output(&mut install, text.as_bytes(), command::LIMIT)?;
+    ensure!(output.status.success(), "{}", command::complaint(&output));
     Ok(log)
 }
 

@@ -6,7 +6,7 @@
 //! configurations are `agentSocket`, `dataDir` and, for what ptp is, `"mode": "routed"`.
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -143,9 +143,9 @@ fn as_bridge_a_pod_before_bandwidth_is_limited_and_its_neighbour_on_another_brid
         ensure!(ip.to_string().starts_with(prefix), "{ip}");
     }
     // Ten thousand bytes a second, behind a bucket of twenty thousand.
-    let took = transfer(&node.netns, &one, SocketAddr::new(ips[0], 0), BYTES)?;
+    let took = transfer(&node.netns, &one, ips[0], BYTES)?;
     ensure!(took > Duration::from_secs(2), "limited: {took:?}");
-    transfer(&node.netns, &two, SocketAddr::new(ips[1], 0), BYTES)?;
+    transfer(&node.netns, &two, ips[1], BYTES)?;
     let links = node.netns.ip_json("link show type ifb")?;
     assert_eq!(
         inspect::items(&links).len(),
