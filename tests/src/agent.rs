@@ -20,7 +20,7 @@ use crate::wait::eventually;
 pub const LISTEN: &str = "127.0.0.1:9870";
 
 /// How long the agent may take to have everything in the kernel.
-const READY: Duration = Duration::from_secs(10);
+const READY: Duration = Duration::from_secs(60);
 
 /// A running agent. Killed when dropped.
 #[derive(Debug)]

@@ -11,7 +11,7 @@
 mod requests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
@@ -19,7 +19,7 @@ use std::thread::{self, JoinHandle};
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 
-use self::requests::{POLL, RESOURCES, listen};
+use self::requests::{RESOURCES, listen};
 use crate::netns::NetNs;
 
 /// A running server. It ends when dropped.
@@ -62,6 +62,8 @@ struct State {
     /// Seconds by which its clock is ahead.
     clock_ahead: i64,
     presence: Presence,
+    /// Whether there is no socket to connect to.
+    is_deaf: bool,
 }
 
 /// All objects at one time; the default is from before there were any.
@@ -221,12 +223,13 @@ impl ApiServer {
         let mut state = self.state();
         state.presence = Presence::Away;
         state.round += 1;
-        drop(state);
         self.shared.changed.notify_all();
         // The socket is closed by the thread that holds it.
-        while TcpStream::connect(self.address).is_ok() {
-            thread::sleep(POLL);
-        }
+        let closed = self
+            .shared
+            .changed
+            .wait_while(state, |state| !state.is_deaf);
+        drop(closed.expect("no holder of this lock panics"));
     }
 
     /// Listens again.

@@ -17,13 +17,10 @@ use crate::objects;
 use crate::pod::{Family, Pod};
 use crate::scene::{PORTS, ShownLog};
 use crate::traffic::{Outcome, Protocol, Server, ask};
-use crate::wait::eventually;
+use crate::wait::{SOON, eventually};
 
 /// The name of the host outside of the cluster among sources and servers.
 pub const OUTSIDE: &str = "outside";
-
-/// How long an agent may take to write the CNI configuration.
-const WRITTEN: Duration = Duration::from_secs(10);
 
 /// Running nodes. Its parts end in the order of the fields.
 #[derive(Debug)]
@@ -63,7 +60,7 @@ impl<'f> Cluster<'f> {
             cluster.agents.push(agent);
         }
         for node in &fabric.nodes {
-            eventually(WRITTEN, || conflist(node))?;
+            eventually(SOON, || conflist(node))?;
         }
         let outside = Server::start(&fabric.outside, OUTSIDE, &PORTS)?;
         cluster.servers.insert(OUTSIDE.to_owned(), outside);
@@ -151,18 +148,18 @@ impl<'f> Cluster<'f> {
         }
     }
 
-    /// One attempt from a pod, a node or outside.
-    pub fn ask(&self, from: &str, protocol: Protocol, target: SocketAddr) -> Result<Outcome> {
+    /// One attempt over TCP from a pod, a node or outside, which may take `limit`.
+    pub fn ask(&self, from: &str, target: SocketAddr, limit: Duration) -> Result<Outcome> {
         let netns = self.netns(from);
-        netns.enter(move || ask(protocol, target, LIMIT))
+        netns.enter(move || ask(Protocol::Tcp, target, limit))
     }
 
     /// An attempt over TCP to port 80 of a pod, repeated if it is not answered; the server
     /// has to see the client's own address if the client is a pod.
     pub fn reaches(&self, from: &str, to: &str, family: Family) -> Result<()> {
         let target = self.pod(to).at(family, 80);
-        let (outcome, _) = eventually(LIMIT * 4, || {
-            let outcome = self.ask(from, Protocol::Tcp, target)?;
+        let (outcome, _) = eventually(SOON, || {
+            let outcome = self.ask(from, target, LIMIT)?;
             ensure!(
                 outcome.server() == Some(to),
                 "{from} to {to} ({target}): {outcome}"

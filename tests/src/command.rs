@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use crate::interrupt;
 
 /// How long [`run`] waits for a program.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(120);
 
 /// How long a wait may take to see that a signal has come.
 const INTERRUPT_POLL: Duration = Duration::from_millis(100);

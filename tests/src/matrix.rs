@@ -9,10 +9,10 @@ use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::interrupt;
 use crate::netns::NetNs;
-use crate::traffic::{Outcome, Protocol, ask};
+use crate::traffic::{Outcome, PATIENT, Protocol, ask};
 
-/// How long one attempt may take. TCP repeats a lost first packet after a
-/// second, so one lost packet does not look like a denial.
+/// How long an attempt may take that is not to be answered. TCP repeats a lost first
+/// packet after a second, so one lost packet does not look like a denial.
 pub const LIMIT: Duration = Duration::from_millis(1500);
 
 /// How often an attempt that should be answered is repeated if it is not.
@@ -39,6 +39,13 @@ impl Expect {
             Self::Answer(Vec::new())
         } else {
             Self::Silence
+        }
+    }
+
+    fn limit(&self) -> Duration {
+        match self {
+            Self::Answer(_) | Self::Refusal => PATIENT,
+            Self::Silence => LIMIT,
         }
     }
 
@@ -163,8 +170,8 @@ fn attempt(sources: &BTreeMap<String, &NetNs>, cells: &[Cell]) -> Result<Vec<Obs
             let netns = sources
                 .get(&cell.from)
                 .with_context(|| format!("no source {}", cell.from))?;
-            let (protocol, target) = (cell.protocol, cell.target);
-            running.push((cell, netns.spawn(move || ask(protocol, target, LIMIT))?));
+            let (protocol, target, limit) = (cell.protocol, cell.target, cell.expect.limit());
+            running.push((cell, netns.spawn(move || ask(protocol, target, limit))?));
         }
         for (cell, thread) in running {
             let outcome = thread.join().map_err(|_| anyhow!("a client panicked"))??;

@@ -5,11 +5,13 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use nix::sched::{CloneFlags, setns};
 use serde_json::Value;
 
+use crate::traffic::PATIENT;
 use crate::{command, name};
 
 /// A network namespace. One that was made here has a name and `lo` up, and is deleted
@@ -115,11 +117,17 @@ impl NetNs {
             .map(drop)
     }
 
-    /// One echo request; an error if there is no answer within a second.
+    /// An echo request each second until one is answered, which it is to be.
     pub fn ping(&self, target: IpAddr) -> Result<()> {
+        self.ping_for(target, PATIENT)
+    }
+
+    /// The same; an error if there is no answer within the whole seconds of `limit`.
+    pub fn ping_for(&self, target: IpAddr, limit: Duration) -> Result<()> {
+        let deadline = limit.as_secs().max(1);
         command::run(
             self.command("ping")
-                .args(["-n", "-q", "-c1", "-W1"])
+                .args(["-n", "-q", "-c1", &format!("-w{deadline}")])
                 .arg(target.to_string()),
         )?;
         Ok(())

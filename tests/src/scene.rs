@@ -9,12 +9,11 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::agent::Agent;
-use crate::matrix::LIMIT;
 use crate::netns::NetNs;
 use crate::node::Node;
 use crate::objects;
 use crate::pod::Pod;
-use crate::traffic::{Outcome, Protocol, Server, ask};
+use crate::traffic::{Outcome, PATIENT, Protocol, Server, ask};
 
 /// The ports that every pod of a scene serves, over TCP and UDP.
 pub const PORTS: [u16; 2] = [80, 81];
@@ -113,14 +112,14 @@ impl<'n> Scene<'n> {
         sources
     }
 
-    /// One attempt from a pod, the node or outside.
+    /// One attempt from a pod, the node or outside that is to be answered, or refused.
     pub fn ask(
         &self,
         from: &str,
         protocol: Protocol,
         target: std::net::SocketAddr,
     ) -> Result<Outcome> {
-        self.ask_for(from, protocol, target, LIMIT)
+        self.ask_for(from, protocol, target, PATIENT)
     }
 
     /// One attempt that may take `limit`.

@@ -18,9 +18,17 @@ pub use hammer::{Hammer, Tally};
 pub use server::{Seen, Server};
 pub use stream::Stream;
 
-/// How long an attempt takes at most that is to be answered: TCP repeats a first packet after
-/// a second, and a lost one is no failure.
-pub const PATIENT: Duration = Duration::from_secs(4);
+/// How long an attempt takes at most that is to be answered: it ends with the answer, and neither
+/// a lost packet nor a machine that stands still for seconds is a failure.
+pub const PATIENT: Duration = Duration::from_secs(20);
+
+/// How long is waited for an answer that is not to come.
+pub const SHORT: Duration = Duration::from_millis(400);
+
+/// How long an attempt may take that is, or is not, to be answered.
+pub const fn limit(is_answered: bool) -> Duration {
+    if is_answered { PATIENT } else { SHORT }
+}
 
 /// A transport protocol.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]

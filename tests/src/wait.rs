@@ -9,7 +9,7 @@ use crate::interrupt;
 
 /// For what has to happen: as long as the slowest machine may take, since a test that
 /// succeeds waits no longer than it has to.
-pub const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(60);
 
 /// Repeats `attempt` until it succeeds and returns what it did and how long that
 /// took; its last error after `limit`.

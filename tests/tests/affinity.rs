@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tests::agent::Agent;
 use tests::command;
+use tests::matrix::LIMIT;
 use tests::node::{NODE_IPS, Node};
 use tests::objects;
 use tests::pod::Family;
@@ -218,7 +219,7 @@ fn affinity_is_switched_and_timed_live() -> Result<()> {
     scene.apply(&[])?;
     assert_eq!(learnt(&node)?, 0);
     for (from, protocol, target) in ways() {
-        let outcome = scene.ask(from, protocol, target)?;
+        let outcome = scene.ask_for(from, protocol, target, LIMIT)?;
         ensure!(
             !outcome.is_answered(),
             "{from} {protocol} {target}: {outcome}"

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tests::agent::{self, Agent};
-use tests::command;
+use tests::command::{self, LIMIT};
 use tests::inspect::{self, fingerprint, ruleset};
 use tests::netns::NetNs;
 use tests::node::Node;
@@ -16,11 +16,10 @@ use tests::plugin::Call;
 use tests::pod::{Family, Pod};
 use tests::require_root;
 use tests::scene::Scene;
-use tests::traffic::{Hammer, Protocol, Stream};
+use tests::traffic::{Hammer, PATIENT, Protocol, SHORT, Stream, limit};
 use tests::wait::{SOON, eventually};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
-const SHORT: Duration = Duration::from_millis(400);
 const INTERVAL: Duration = Duration::from_millis(5);
 
 fn pods() -> Vec<(&'static str, Value)> {
@@ -73,7 +72,7 @@ fn a_restart_takes_over_the_table_without_a_change_or_a_lost_connection() -> Res
             client,
             Protocol::Tcp,
             service(Family::V4),
-            Duration::from_secs(2),
+            PATIENT,
             INTERVAL,
         )?;
         let before = fingerprint(&ruleset(&node.netns)?);
@@ -128,7 +127,7 @@ fn without_an_agent_rules_stay_and_new_pods_are_refused() -> Result<()> {
                 .enter(move || tests::traffic::ask(Protocol::Tcp, target, limit))
         };
         assert!(!ask(closed, SHORT)?.is_answered());
-        assert!(ask(open, tests::matrix::LIMIT)?.is_answered());
+        assert!(ask(open, PATIENT)?.is_answered());
     }
     let late = NetNs::create("late")?;
     let (code, text) = Call::new(&node, "ADD", "late", &late).error()?;
@@ -341,7 +340,7 @@ fn cleanup_removes_its_own_tables_and_no_others() -> Result<()> {
         let target = pods["closed/web"].at(family, 80);
         let outcome = pods["shop/client"]
             .netns
-            .enter(move || tests::traffic::ask(Protocol::Tcp, target, tests::matrix::LIMIT))?;
+            .enter(move || tests::traffic::ask(Protocol::Tcp, target, PATIENT))?;
         assert!(outcome.is_answered(), "open again: {outcome}");
     }
     let again = agent::verb(&node, &["cleanup"])?;
@@ -358,7 +357,7 @@ fn two_nodes_beside_each_other_know_nothing_of_each_other() -> Result<()> {
     for family in Family::ALL {
         for (scene, answered) in [(&open, true), (&closed, false)] {
             let target = scene.pod("shop/web").at(family, 80);
-            let outcome = scene.ask_for("shop/client", Protocol::Tcp, target, SHORT)?;
+            let outcome = scene.ask_for("shop/client", Protocol::Tcp, target, limit(answered))?;
             assert_eq!(outcome.is_answered(), answered, "{family}: {outcome}");
         }
     }
@@ -410,7 +409,7 @@ fn what_is_missing_at_the_start_is_one_line_that_names_it() -> Result<()> {
     require_root!();
     let node = Node::new()?;
     std::fs::remove_dir(node.manifests.dir())?;
-    let missing = command::output(&mut agent::run_command(&node), b"", SHORT * 10)?;
+    let missing = command::output(&mut agent::run_command(&node), b"", LIMIT)?;
     assert!(!missing.status.success());
     let path = node.manifests.dir().display().to_string();
     let lines: Vec<_> = missing.stderr.lines().collect();
@@ -425,7 +424,7 @@ fn what_is_missing_at_the_start_is_one_line_that_names_it() -> Result<()> {
     unprivileged.args(["--bounding-set=-net_admin", "--inh-caps=-net_admin", "--"]);
     // After "--net=... --", which node.netns.command() has already put there.
     unprivileged.args(run.get_args().skip(2));
-    let refused = command::output(&mut unprivileged, b"", SHORT * 10)?;
+    let refused = command::output(&mut unprivileged, b"", LIMIT)?;
     assert!(!refused.status.success());
     let last = refused.stderr.lines().last().unwrap_or_default();
     assert!(last.contains("NET_ADMIN"), "{refused:?}");
@@ -442,7 +441,7 @@ fn a_second_agent_on_the_same_socket_is_refused() -> Result<()> {
     require_root!();
     let node = Node::new()?;
     let scene = Scene::start(&node, &pods(), &objects())?;
-    let second = command::output(&mut agent::run_command(&node), b"", SHORT * 10)?;
+    let second = command::output(&mut agent::run_command(&node), b"", LIMIT)?;
     assert!(!second.status.success());
     let socket = node.socket().display().to_string();
     assert!(second.stderr.contains(&socket), "{second:?}");
@@ -457,12 +456,12 @@ fn an_agent_that_comes_after_the_pods_finds_them() -> Result<()> {
     let client = Pod::add(&node, "shop/client")?;
     let _server = tests::traffic::Server::start(&early.netns, "early", &[80])?;
     let target = early.at(Family::V4, 80);
-    let ask = || {
+    let ask = |limit| {
         client
             .netns
-            .enter(move || tests::traffic::ask(Protocol::Tcp, target, SHORT))
+            .enter(move || tests::traffic::ask(Protocol::Tcp, target, limit))
     };
-    assert!(ask()?.is_answered(), "no agent was ever there: open");
+    assert!(ask(PATIENT)?.is_answered(), "no agent was ever there: open");
     let manifests: Vec<_> = pods()
         .iter()
         .map(|(key, labels)| objects::pod(key, labels, &[80]))
@@ -470,6 +469,6 @@ fn an_agent_that_comes_after_the_pods_finds_them() -> Result<()> {
     node.manifests.write("pods", &manifests)?;
     node.manifests.write("objects", &objects())?;
     let _agent = Agent::start(&node)?;
-    assert!(!ask()?.is_answered());
+    assert!(!ask(SHORT)?.is_answered());
     Ok(())
 }

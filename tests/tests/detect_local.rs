@@ -203,7 +203,8 @@ fn pods_behind_the_bridge_reach_all_endpoints_of_the_policy_local() -> Result<()
         for protocol in Protocol::ALL {
             assert_eq!(seen(&pod, protocol, vip)?, family.pick(FIRST));
         }
-        let outcome = scene.ask(OUTSIDE, Protocol::Tcp, SocketAddr::new(vip, 8000))?;
+        let target = SocketAddr::new(vip, 8000);
+        let outcome = scene.ask_for(OUTSIDE, Protocol::Tcp, target, LIMIT)?;
         ensure!(!outcome.is_answered(), "not for others: {outcome}");
     }
     Ok(())

@@ -3,7 +3,6 @@
 use std::fs;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -16,9 +15,8 @@ use tests::require_root;
 use tests::scene::Scene;
 use tests::shop::pods;
 use tests::traffic::send_from;
-use tests::wait::eventually;
+use tests::wait::{SOON, eventually};
 
-const SOON: Duration = Duration::from_secs(20);
 const OTHER_MAC: &str = "02:00:00:00:00:66";
 /// ICMPv6 types.
 const ROUTER_ADVERT: u8 = 134;

@@ -4,7 +4,6 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
@@ -17,21 +16,21 @@ use tests::pod::{Family, Pod};
 use tests::programs;
 use tests::require_root;
 use tests::scene::Scene;
-use tests::traffic::{Protocol, Server, ask};
+use tests::traffic::{Protocol, Server, ask, limit};
 use tests::wait::eventually;
 
 /// What the DaemonSet adds, as `setpriv` names it; `policy-agent/tests/conf.rs` compares it
 /// with the manifest.
 const CAPABILITIES: &str = "-all,+net_admin,+sys_admin";
-const SHORT: Duration = Duration::from_millis(400);
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 
-fn is_answered(client: &Pod<'_>, server: &Pod<'_>, family: Family) -> Result<bool> {
+/// An error unless it is, or is not, answered.
+fn expect_answer(client: &Pod<'_>, server: &Pod<'_>, family: Family, expected: bool) -> Result<()> {
     let target = server.at(family, 80);
-    let outcome = client
-        .netns
-        .enter(move || ask(Protocol::Tcp, target, SHORT))?;
-    Ok(outcome.is_answered())
+    let attempt = move || ask(Protocol::Tcp, target, limit(expected));
+    let outcome = client.netns.enter(attempt)?;
+    ensure!(outcome.is_answered() == expected, "{family}: {outcome}");
+    Ok(())
 }
 
 #[test]
@@ -68,12 +67,12 @@ fn the_agent_needs_no_more_capabilities_than_its_container_has() -> Result<()> {
     let (web, client) = (web?, client?);
     let _server = Server::start(&web.netns, "web", &[80])?;
     for family in Family::ALL {
-        assert!(is_answered(&client, &web, family)?, "{family}");
+        expect_answer(&client, &web, family, true)?;
     }
     node.manifests.write("policy", &[deny_all("shop")])?;
     eventually(LIMIT, || {
         for family in Family::ALL {
-            ensure!(!is_answered(&client, &web, family)?, "{family} is open");
+            expect_answer(&client, &web, family, false)?;
         }
         Ok(())
     })?;
@@ -117,9 +116,9 @@ fn beside_another_service_proxy_policies_are_enforced_and_services_left_alone() 
         std::slice::from_ref(&web),
         &["--config", config],
     )?;
-    let is_open = |family| is_answered(scene.pod("shop/client"), scene.pod("shop/web"), family);
+    let (client, server) = (scene.pod("shop/client"), scene.pod("shop/web"));
     for family in Family::ALL {
-        assert!(is_open(family)?);
+        expect_answer(client, server, family, true)?;
     }
     let rules = serde_json::to_string(&ruleset(&node.netns)?)?;
     assert!(
@@ -136,7 +135,7 @@ fn beside_another_service_proxy_policies_are_enforced_and_services_left_alone() 
     assert_eq!(scene.agent.json(&["services"])?, json!([]));
     scene.apply(&[web, deny_all("shop")])?;
     for family in Family::ALL {
-        assert!(!is_open(family)?);
+        expect_answer(client, server, family, false)?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tests::agent::{Agent, http_get};
+use tests::matrix::LIMIT;
 use tests::node::{NODE_IPS, NODE_NAME, Node};
 use tests::objects;
 use tests::pod::Family;
@@ -17,8 +18,6 @@ use tests::wait::{SOON, eventually};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 const OTHER: [&str; 2] = ["10.96.0.11", "fd96::11"];
-/// What could not be had is tried again after five seconds.
-const RETRY: Duration = Duration::from_secs(12);
 const NODE_PORT: u16 = 30080;
 
 fn pods() -> Vec<(&'static str, Value)> {
@@ -168,7 +167,7 @@ fn a_health_check_whose_port_is_taken_concerns_no_other_and_comes_when_it_is_fre
     })?;
     health(&node, NODE_IPS[1], 31001).context("the other address is free")?;
     drop(holder);
-    eventually(RETRY, || health(&node, NODE_IPS[0], 31001))?;
+    eventually(SOON, || health(&node, NODE_IPS[0], 31001))?;
     eventually(SOON, || {
         ensure!(!problems()?.contains("31001"), "{}", problems()?);
         Ok(())
@@ -275,7 +274,7 @@ fn a_node_port_on_loopback_passes_over_endpoints_that_refuse_and_resets_without_
         })?;
     }
     scene.apply(&[service, deaf])?;
-    let answered = scene.ask(NODE, Protocol::Tcp, loopback(Family::V4))?;
+    let answered = scene.ask_for(NODE, Protocol::Tcp, loopback(Family::V4), LIMIT)?;
     assert!(!answered.is_answered(), "{answered}");
     Ok(())
 }
@@ -297,7 +296,7 @@ fn a_node_port_that_another_program_has_on_loopback_is_a_problem() -> Result<()>
     let outcome = scene.ask(NODE, Protocol::Tcp, loopback(Family::V6))?;
     assert!(outcome.is_answered(), "{outcome}");
     drop(holder);
-    eventually(RETRY, || {
+    eventually(SOON, || {
         let outcome = scene.ask(NODE, Protocol::Tcp, loopback(Family::V4))?;
         ensure!(outcome.is_answered(), "{outcome}");
         Ok(())

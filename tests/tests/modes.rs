@@ -10,7 +10,7 @@ use tests::objects;
 use tests::plugin::Call;
 use tests::pod::{Family, Pod};
 use tests::scene::{NODE, OUTSIDE, Scene};
-use tests::traffic::{Protocol, Server, ask};
+use tests::traffic::{PATIENT, Protocol, SHORT, Server, ask};
 use tests::wait::{SOON, eventually};
 use tests::{inspect, require_root};
 
@@ -42,7 +42,7 @@ fn pods_node_and_outside_reach_each_other_in_every_mode() -> Result<()> {
                 from.ping(two.ip(family))?;
                 for protocol in Protocol::ALL {
                     let target = two.at(family, 80);
-                    let outcome = from.enter(move || ask(protocol, target, matrix::LIMIT))?;
+                    let outcome = from.enter(move || ask(protocol, target, PATIENT))?;
                     assert!(
                         outcome.is_answered(),
                         "{mode} {family} {protocol}: {outcome}"
@@ -170,7 +170,7 @@ fn neighbours_are_found_past_the_policies_and_nothing_else_is() -> Result<()> {
     let (web, front) = (scene.pod("shop/web"), scene.pod("shop/front"));
     for family in Family::ALL {
         let target = web.at(family, 80);
-        let outcome = scene.ask("shop/front", Protocol::Tcp, target)?;
+        let outcome = scene.ask_for("shop/front", Protocol::Tcp, target, matrix::LIMIT)?;
         assert!(!outcome.is_answered(), "{family}: {outcome}");
         let neighbours = front
             .netns
@@ -179,7 +179,7 @@ fn neighbours_are_found_past_the_policies_and_nothing_else_is() -> Result<()> {
         assert_eq!(neighbours[0]["lladdr"], mac, "{family}: {neighbours}");
         front
             .netns
-            .ping(web.ip(family))
+            .ping_for(web.ip(family), SHORT)
             .expect_err("no policy allows it");
     }
     Ok(())
@@ -265,7 +265,7 @@ fn isolation_hairpin_and_the_absence_of_a_gateway_are_as_asked_for() -> Result<(
     let defaults = one.netns.ip_json("route show default")?;
     assert_eq!(inspect::items(&defaults).len(), 0, "{defaults}");
     one.netns
-        .ping(two.ip(Family::V4))
+        .ping_for(two.ip(Family::V4), SHORT)
         .expect_err("both ports are isolated");
     Ok(())
 }

@@ -13,10 +13,9 @@ use tests::random::number;
 use tests::require_root;
 use tests::scene::Scene;
 use tests::shop::{app, pods, web_for_front};
-use tests::traffic::{Hammer, PATIENT, Protocol, Stream};
+use tests::traffic::{Hammer, PATIENT, Protocol, SHORT, Stream, limit};
 use tests::wait::SOON;
 
-const SHORT: Duration = Duration::from_millis(300);
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// Hammers on the denied and the allowed cells of [`web_for_front`], in both families.
@@ -202,11 +201,11 @@ fn a_reused_address_has_the_new_pods_identity_only() -> Result<()> {
         pod["status"]["podIPs"] = ips.iter().map(|ip| json!({"ip": ip})).collect();
         pod
     };
-    let reaches = |netns: &tests::netns::NetNs| -> Result<bool> {
+    let reaches = |netns: &tests::netns::NetNs, expected: bool| -> Result<bool> {
         let mut answers = Vec::new();
         for family in Family::ALL {
             let target = web.at(family, 80);
-            let ask = move || tests::traffic::ask(Protocol::Tcp, target, SHORT);
+            let ask = move || tests::traffic::ask(Protocol::Tcp, target, limit(expected));
             answers.push(netns.enter(ask)?.is_answered());
         }
         assert_eq!(answers[0], answers[1], "both families alike");
@@ -218,7 +217,10 @@ fn a_reused_address_has_the_new_pods_identity_only() -> Result<()> {
     scene.agent.wait()?;
     let first = Pod::add(&node, "shop/job-1")?;
     let ips: Vec<_> = first.ips().iter().map(ToString::to_string).collect();
-    assert!(reaches(&first.netns)?, "a job with the label of a peer");
+    assert!(
+        reaches(&first.netns, true)?,
+        "a job with the label of a peer"
+    );
     first.del()?;
 
     // The job is done and keeps its address in its status; another pod gets it.
@@ -228,7 +230,7 @@ fn a_reused_address_has_the_new_pods_identity_only() -> Result<()> {
     scene.agent.wait()?;
     let second = Pod::add(&node, "shop/other")?;
     assert_eq!(second.ips(), first.ips(), "the address is used again");
-    assert!(!reaches(&second.netns)?, "it is not the job");
+    assert!(!reaches(&second.netns, false)?, "it is not the job");
     second.del()?;
 
     // The same name with other labels, and the same address.
@@ -236,7 +238,7 @@ fn a_reused_address_has_the_new_pods_identity_only() -> Result<()> {
     node.manifests.write("job", &[done, again])?;
     scene.agent.wait()?;
     let third = Pod::add(&node, "shop/other")?;
-    assert!(reaches(&third.netns)?, "it has the label now");
+    assert!(reaches(&third.netns, true)?, "it has the label now");
     third.del()?;
 
     // The address turns up on another node, as a pod that is no peer.
@@ -309,7 +311,7 @@ fn a_policy_that_is_not_understood_closes_its_own_pods_only() -> Result<()> {
         ];
         for (from, to, port, passes) in asks {
             let target = scene.pod(to).at(Family::V4, port);
-            let outcome = scene.ask_for(from, Protocol::Tcp, target, SHORT)?;
+            let outcome = scene.ask_for(from, Protocol::Tcp, target, limit(passes))?;
             assert_eq!(
                 outcome.is_answered(),
                 passes,

@@ -18,10 +18,9 @@ use tests::random::number;
 use tests::require_root;
 use tests::scene::Scene;
 use tests::shop::{app, pods, web_for_front};
-use tests::traffic::{Hammer, PATIENT, Protocol, Stream, ask};
+use tests::traffic::{Hammer, PATIENT, Protocol, SHORT, Stream, ask, limit};
 use tests::wait::SOON;
 
-const SHORT: Duration = Duration::from_millis(300);
 const PAUSE: Duration = Duration::from_millis(1);
 
 /// netpol.md 63: an agent that finds tables of another layout, as an upgrade does, makes them
@@ -237,8 +236,7 @@ fn the_name_of_a_native_sidecars_port_is_a_port_of_its_pod() -> Result<()> {
     for family in Family::ALL {
         for (port, passes) in [(81, true), (80, false)] {
             let target = scene.pod("shop/web").at(family, port);
-            let limit = if passes { PATIENT } else { SHORT };
-            let outcome = scene.ask_for("lab/probe", Protocol::Tcp, target, limit)?;
+            let outcome = scene.ask_for("lab/probe", Protocol::Tcp, target, limit(passes))?;
             assert_eq!(outcome.is_answered(), passes, "{target}: {outcome}");
         }
     }

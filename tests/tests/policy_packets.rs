@@ -7,17 +7,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
-use tests::netns::NetNs;
 use tests::node::Node;
 use tests::objects::{deny_all, policy};
 use tests::pod::Family;
 use tests::require_root;
 use tests::scene::Scene;
 use tests::traffic::sctp::{self, Arrivals};
-use tests::traffic::{Protocol, Stream, udp_to};
+use tests::traffic::{Protocol, SHORT, Stream, limit, udp_to};
 use tests::wait::{SOON, eventually};
-
-const SHORT: Duration = Duration::from_millis(400);
 
 /// IP protocol numbers.
 const TCP: i32 = 6;
@@ -36,15 +33,6 @@ fn pods() -> Vec<(&'static str, Value)> {
 /// Ingress to the pods of shop by one rule.
 fn ingress(rule: &Value) -> Value {
     policy("shop/web", &json!({"podSelector": {}, "ingress": [rule]}))
-}
-
-fn pings(from: &NetNs, to: IpAddr) -> Result<bool> {
-    let status = from
-        .command("ping")
-        .args(["-n", "-q", "-c2", "-i0.2", "-W1", &to.to_string()])
-        .output()?
-        .status;
-    Ok(status.success())
 }
 
 /// netpol.md 37: an echo is allowed by rules without ports only; neighbour discovery always
@@ -70,7 +58,8 @@ fn an_echo_is_allowed_by_rules_without_ports() -> Result<()> {
         for family in Family::ALL {
             let web = scene.pod("shop/web").ip(family);
             probe.ip("neigh flush all")?;
-            assert_eq!(pings(probe, web)?, passes, "{family}: {object}");
+            let answered = probe.ping_for(web, limit(passes));
+            assert_eq!(answered.is_ok(), passes, "{family}: {object}");
             node.netns.ping(web).context("the node is exempt")?;
         }
     }
@@ -157,8 +146,7 @@ fn raw(protocol: i32) -> std::io::Result<Socket> {
 
 /// Whether anything arrives; if it is `expected` to, it has time.
 fn receives(mut socket: &Socket, expected: bool) -> Result<bool> {
-    let limit = if expected { SOON } else { SHORT };
-    socket.set_read_timeout(Some(limit))?;
+    socket.set_read_timeout(Some(limit(expected)))?;
     Ok(socket.read(&mut [0; 256]).is_ok())
 }
 
@@ -175,8 +163,7 @@ fn sctp_is_judged_by_its_own_rules() -> Result<()> {
     let arrives = |expected: bool| -> Result<()> {
         for (family, arrivals) in Family::ALL.into_iter().zip(&arrivals) {
             sctp::knock(&probe.netns, web.at(family, 9000))?;
-            let limit = if expected { SOON } else { SHORT };
-            let port = arrivals.next(limit)?;
+            let port = arrivals.next(limit(expected))?;
             ensure!(port.is_some() == expected, "{family}: {port:?}");
         }
         Ok(())
@@ -205,7 +192,7 @@ fn sctp_is_judged_by_its_own_rules() -> Result<()> {
         scene.apply(&[ingress(&rule)])?;
         arrives(sctp).with_context(|| rule.to_string())?;
         let web = scene.pod("shop/web").at(Family::V4, 80);
-        let outcome = scene.ask_for("lab/probe", Protocol::Tcp, web, SHORT)?;
+        let outcome = scene.ask_for("lab/probe", Protocol::Tcp, web, limit(tcp))?;
         assert_eq!(outcome.is_answered(), tcp, "{rule}: {outcome}");
     }
     Ok(())
@@ -332,7 +319,7 @@ fn options_and_tiny_fragments_hide_nothing_from_the_policy() -> Result<()> {
         let seen = scene.servers["shop/web"].seen();
         seen.iter().filter(|seen| seen.port == port).count()
     };
-    eventually(Duration::from_secs(10), || {
+    eventually(SOON, || {
         anyhow::ensure!(seen_on(80) == 2, "{} of 2 arrived", seen_on(80));
         Ok(())
     })?;

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
+use tests::matrix::LIMIT;
 use tests::node::{NODE_IPS, Node, OUTSIDE_IPS, WAYS};
 use tests::objects::{self, policy};
 use tests::pod::Family;
@@ -49,7 +50,7 @@ fn a_denied_client_is_refused_at_once_by_whichever_way_it_comes() -> Result<()> 
             for family in Family::ALL {
                 let nobody = family.pick(["10.88.0.250", "fd88::fa"]);
                 let target = SocketAddr::new(nobody, 80);
-                let outcome = scene.ask("shop/front", Protocol::Udp, target)?;
+                let outcome = scene.ask_for("shop/front", Protocol::Udp, target, LIMIT)?;
                 assert_eq!(outcome, Outcome::Timeout, "{nobody}");
             }
         }
@@ -116,7 +117,7 @@ fn unless_asked_for_a_denial_is_silent() -> Result<()> {
             SocketAddr::new(family.pick(WEB), 8000),
         ] {
             for protocol in Protocol::ALL {
-                let outcome = scene.ask("lab/probe", protocol, target)?;
+                let outcome = scene.ask_for("lab/probe", protocol, target, LIMIT)?;
                 assert_eq!(outcome, Outcome::Timeout, "{protocol} {target}");
             }
         }

@@ -402,7 +402,11 @@ fn a_containerd_container_starts_and_goes_without_a_trace() -> Result<()> {
         let ips =
             wait_for_record(&node).with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
         expect_answer(&node, &ips, round)?;
-        ensure!(containerd.is_running(round)?);
+        // It answers before its start is over.
+        eventually(LIMIT, || {
+            ensure!(containerd.is_running(round)?, "{round} does not run");
+            Ok(())
+        })?;
         containerd.ctr(&["task", "kill", "--signal", "SIGTERM", round])?;
         eventually(LIMIT, || {
             ctr.status()?.context("ctr is still there")?;

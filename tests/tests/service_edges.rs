@@ -19,7 +19,7 @@ use tests::objects;
 use tests::pod::Family;
 use tests::require_root;
 use tests::scene::{OUTSIDE, Scene};
-use tests::traffic::{Outcome, Protocol};
+use tests::traffic::{Outcome, PATIENT, Protocol, limit};
 use tests::wait::{SOON, eventually};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
@@ -171,7 +171,8 @@ fn an_external_ip_takes_no_cluster_ip_away() -> Result<()> {
                     );
                 }
                 // A port that its owner does not have.
-                let other = scene.ask_for(from, protocol, at(WEB, family, 9000), SHORT)?;
+                let other =
+                    scene.ask_for(from, protocol, at(WEB, family, 9000), limit(!is_known))?;
                 ensure!(
                     other.is_answered() != is_known,
                     "{from} {family} {protocol}: {other}"
@@ -330,7 +331,7 @@ fn stale_flows_are_found_among_a_hundred_thousand_others() -> Result<()> {
     );
     let socket = scene.pod(CLIENT).netns.enter(|| -> Result<UdpSocket> {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
-        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        socket.set_read_timeout(Some(PATIENT))?;
         socket.connect("10.96.0.10:8000")?;
         Ok(socket)
     })??;

@@ -12,13 +12,11 @@ use tests::objects;
 use tests::pod::Family;
 use tests::require_root;
 use tests::scene::{NODE, OUTSIDE, Scene};
-use tests::traffic::{Outcome, PATIENT, Protocol, Server, Stream, ask};
+use tests::traffic::{self, Outcome, PATIENT, Protocol, SHORT, Server, Stream, ask};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 const CLIENT: &str = "shop/client";
 const ENDPOINTS: [&str; 2] = ["shop/web-0", "shop/web-1"];
-/// How long is waited for an answer that is not to come.
-const SHORT: Duration = Duration::from_millis(400);
 /// Connections of one look: of two endpoints one is missed in 1 of 2 billion.
 const LOOKS: u16 = 32;
 
@@ -250,7 +248,7 @@ fn the_internal_policy_local_leads_to_this_node_or_nowhere() -> Result<()> {
         for family in Family::ALL {
             for source in [CLIENT, NODE] {
                 for _ in 0..8 {
-                    let limit = if expected.is_some() { PATIENT } else { SHORT };
+                    let limit = traffic::limit(expected.is_some());
                     let outcome = scene.ask_for(source, Protocol::Tcp, at(family), limit)?;
                     ensure!(outcome.server() == expected, "{source} {said:?}: {outcome}");
                     // Endpoints are there, and may come here.

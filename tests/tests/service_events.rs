@@ -14,9 +14,7 @@ use tests::node::{NODE_NAME, Node};
 use tests::objects;
 use tests::programs;
 use tests::require_root;
-use tests::wait::eventually;
-
-const LIMIT: Duration = Duration::from_secs(20);
+use tests::wait::{SOON, eventually};
 
 /// A node whose agent watches an API server.
 struct Cluster<'n> {
@@ -45,7 +43,7 @@ impl<'n> Cluster<'n> {
             api,
             node,
         };
-        eventually(LIMIT, || {
+        eventually(SOON, || {
             let output = agent::verb(node, &["wait", "--timeout", "10s"])?;
             ensure!(output.status.success(), "{}", output.stderr);
             Ok(())
@@ -61,7 +59,7 @@ impl<'n> Cluster<'n> {
     }
 
     fn event(&self, name: &str) -> Result<Value> {
-        let (event, _) = eventually(LIMIT, || {
+        let (event, _) = eventually(SOON, || {
             self.events(name).pop().with_context(|| {
                 let log = fs::read_to_string(self.node.dir().join("agent.log"));
                 format!("no Event of {name}\n{}", log.unwrap_or_default())
@@ -121,7 +119,7 @@ fn the_loser_of_a_contested_address_gets_an_event_and_a_bad_object_too() -> Resu
     );
     // The heir complains no more; one that loses again does.
     cluster.api.delete(&older)?;
-    eventually(LIMIT, || {
+    eventually(SOON, || {
         let status = agent::verb(&node, &["status"])?.stdout;
         ensure!(!status.contains("shop/younger"), "{status}");
         Ok(())
@@ -179,7 +177,7 @@ fn schedulers_and_weights_that_cannot_be_served_get_events() -> Result<()> {
         }
     }
     cluster.api.put(&weighing("7"))?;
-    eventually(LIMIT, || {
+    eventually(SOON, || {
         let status = agent::verb(&node, &["status"])?.stdout;
         ensure!(!status.contains("shop/weighted"), "{status}");
         let services = agent::verb(&node, &["services"])?.stdout;
@@ -269,8 +267,8 @@ fn ranges_of_cluster_ips_follow_the_service_cidrs() -> Result<()> {
     ranges(&["10.96.0.0", "fd96::"])?;
     let second = cidr("more", &["10.112.0.0/24"]);
     cluster.api.put(&second)?;
-    eventually(LIMIT, || ranges(&["10.96.0.0", "fd96::", "10.112.0.0"]))?;
+    eventually(SOON, || ranges(&["10.96.0.0", "fd96::", "10.112.0.0"]))?;
     cluster.api.delete(&second)?;
-    eventually(LIMIT, || ranges(&["10.96.0.0", "fd96::"]))?;
+    eventually(SOON, || ranges(&["10.96.0.0", "fd96::"]))?;
     Ok(())
 }

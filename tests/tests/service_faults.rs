@@ -6,13 +6,12 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use tests::agent::Agent;
-use tests::matrix::LIMIT;
 use tests::node::{NODE_NAME, Node};
 use tests::objects;
 use tests::pod::Family;
 use tests::require_root;
 use tests::scene::{OUTSIDE, Scene};
-use tests::traffic::{Hammer, Protocol};
+use tests::traffic::{Hammer, PATIENT, Protocol, SHORT};
 use tests::wait::{SOON, eventually};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
@@ -68,7 +67,7 @@ fn an_endpoint_that_moves_between_slices_loses_no_connection_and_counts_once() -
     scene.apply(&[service.clone(), slice(0, &[zero, one]), slice(1, &[])])?;
     let target: SocketAddr = "10.96.0.10:80".parse()?;
     let client = &scene.pod("shop/client").netns;
-    let hammer = Hammer::start(client, Protocol::Tcp, target, LIMIT, INTERVAL)?;
+    let hammer = Hammer::start(client, Protocol::Tcp, target, PATIENT, INTERVAL)?;
     for _ in 0..5 {
         for (first, second) in [
             // It is in both slices, then in the new one only.
@@ -98,24 +97,24 @@ fn a_new_address_of_the_node_serves_node_ports_within_two_seconds() -> Result<()
     service["spec"]["ports"] =
         json!([{"name": "http", "port": 80, "targetPort": 80, "nodePort": NODE_PORT}]);
     let scene = Scene::start(&node, &pods(), &[service])?;
-    let ask = |ip: &str| {
+    let ask = |ip: &str, limit| {
         let target = SocketAddr::new(ip.parse()?, NODE_PORT);
-        scene.ask_for(OUTSIDE, Protocol::Tcp, target, Duration::from_millis(300))
+        scene.ask_for(OUTSIDE, Protocol::Tcp, target, limit)
     };
-    assert!(ask("192.0.2.2")?.is_answered());
+    assert!(ask("192.0.2.2", PATIENT)?.is_answered());
     for (ip, length, flags) in [("192.0.2.7", 24, ""), ("2001:db8:77::7", 64, "nodad")] {
-        assert!(!ask(ip)?.is_answered(), "{ip} is nobody's");
+        assert!(!ask(ip, SHORT)?.is_answered(), "{ip} is nobody's");
         let link = format!("{ip}/{length} dev uplink {flags}");
         node.netns.ip(&format!("address add {link}"))?;
         eventually(SOON, || {
-            let outcome = ask(ip)?;
+            let outcome = ask(ip, SHORT)?;
             ensure!(outcome.is_answered(), "{ip}: {outcome}");
             Ok(())
         })?;
         node.netns
             .ip(&format!("address del {ip}/{length} dev uplink"))?;
     }
-    assert!(ask("192.0.2.2")?.is_answered());
+    assert!(ask("192.0.2.2", PATIENT)?.is_answered());
     Ok(())
 }
 
@@ -129,16 +128,13 @@ fn services_deleted_while_the_agent_was_dead_go_and_the_others_lose_nothing() ->
     let target: SocketAddr = "10.96.0.10:80".parse()?;
     let stale: SocketAddr = "10.96.0.11:80".parse()?;
     let client = &scene.pods["shop/client"].netns;
-    let hammer = Hammer::start(client, Protocol::Tcp, target, LIMIT, INTERVAL)?;
+    let hammer = Hammer::start(client, Protocol::Tcp, target, PATIENT, INTERVAL)?;
     scene.agent.kill()?;
     node.manifests.write("objects", &[web()])?;
-    let ask = move || tests::traffic::ask(Protocol::Tcp, stale, Duration::from_millis(500));
-    assert!(client.enter(ask)?.is_answered(), "the rules stay");
+    let ask = |limit| client.enter(move || tests::traffic::ask(Protocol::Tcp, stale, limit));
+    assert!(ask(PATIENT)?.is_answered(), "the rules stay");
     scene.agent = Agent::start(&node)?;
-    assert!(
-        !client.enter(ask)?.is_answered(),
-        "the stale Service is gone"
-    );
+    assert!(!ask(SHORT)?.is_answered(), "the stale Service is gone");
     let tally = hammer.stop()?;
     assert!(tally.answered() > 0 && tally.failed() == 0, "{tally:?}");
     assert!(scene.agent.verify()?.status.success());

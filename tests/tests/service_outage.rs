@@ -18,13 +18,11 @@ use tests::programs;
 use tests::require_root;
 use tests::scene::ShownLog;
 use tests::traffic::{Hammer, PATIENT, Protocol, Server, ask};
-use tests::wait::eventually;
+use tests::wait::{SOON, eventually};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 const CLIENT: &str = "shop/client";
 const ENDPOINTS: [&str; 2] = ["shop/web-0", "shop/web-1"];
-/// The agent asks again within 4 s; the machine may be busy.
-const LIMIT: Duration = Duration::from_secs(30);
 /// A change that waits for twice as long is a failure: with this the outage is as long as one
 /// of many minutes with the default.
 const SYNC_PERIOD: &str = "1s";
@@ -98,7 +96,7 @@ fn services_work_while_the_api_server_is_away_and_follow_it_when_it_is_back() ->
     let log = node.dir().join("agent.log");
     let _agent = Background::spawn(&command, &log)?;
     let _log = ShownLog::of(&log);
-    eventually(LIMIT, || {
+    eventually(SOON, || {
         let output = agent::verb(&node, &["wait", "--timeout", "10s"])?;
         ensure!(output.status.success(), "{}", output.stderr);
         Ok(())
@@ -112,7 +110,7 @@ fn services_work_while_the_api_server_is_away_and_follow_it_when_it_is_back() ->
         endpoints.push(pod);
     }
     serve_by(&api, &endpoints[0])?;
-    eventually(LIMIT, || served_by(&client, ENDPOINTS[0]))?;
+    eventually(SOON, || served_by(&client, ENDPOINTS[0]))?;
 
     let rules = || Ok::<_, anyhow::Error>(fingerprint(&ruleset(&node.netns)?));
     let before = rules()?;
@@ -131,7 +129,7 @@ fn services_work_while_the_api_server_is_away_and_follow_it_when_it_is_back() ->
 
     serve_by(&api, &endpoints[1])?;
     api.come_back();
-    eventually(LIMIT, || served_by(&client, ENDPOINTS[1]))?;
+    eventually(SOON, || served_by(&client, ENDPOINTS[1]))?;
     healthy(&node)?;
     for hammer in hammers {
         let tally = hammer?.stop()?;

@@ -9,11 +9,10 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tests::agent::Agent;
 use tests::inspect::{fingerprint, nft, ruleset};
-use tests::matrix::LIMIT;
 use tests::node::{Node, OUTSIDE_IPS};
 use tests::require_root;
 use tests::scene::{OUTSIDE, Scene};
-use tests::traffic::{Hammer, Outcome, Protocol};
+use tests::traffic::{Hammer, Outcome, PATIENT, Protocol};
 use tests::wait::eventually;
 
 const MANY: u16 = 1_000;
@@ -99,7 +98,7 @@ fn ask(scene: &Scene<'_>) -> Result<Outcome> {
 fn hammer(scene: &Scene<'_>, target: &str) -> Result<Hammer> {
     let client = &scene.pod(CLIENT).netns;
     let target: SocketAddr = target.parse()?;
-    Hammer::start(client, Protocol::Tcp, target, LIMIT, INTERVAL)
+    Hammer::start(client, Protocol::Tcp, target, PATIENT, INTERVAL)
 }
 
 /// Ends it; every one of its many connections must have been answered.

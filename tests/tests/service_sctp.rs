@@ -65,6 +65,9 @@ fn reached(scene: &Scene<'_>, from: &NetNs, target: SocketAddr) -> Result<Option
 fn sctp_reaches_an_endpoint_and_another_when_that_has_gone() -> Result<()> {
     require_root!();
     let node = Node::new()?;
+    // Nobody answers: a flow that is only begun is forgotten after three seconds.
+    node.netns
+        .sysctl("net.netfilter.nf_conntrack_sctp_timeout_cookie_wait", 300)?;
     let scene = Scene::start(&node, &pods(["web", "web"]), &[web()])?;
     for family in Family::ALL {
         let cluster_ip = SocketAddr::new(family.pick(WEB), 9000);

@@ -12,7 +12,7 @@ use tests::objects;
 use tests::pod::Family;
 use tests::require_root;
 use tests::scene::{NODE, OUTSIDE, Scene};
-use tests::traffic::{Hammer, Outcome, Protocol, Tally, ask, udp_to};
+use tests::traffic::{Hammer, Outcome, PATIENT, Protocol, Tally, ask, udp_to};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 const ENDPOINTS: [&str; 3] = ["shop/web-0", "shop/web-1", "shop/web-2"];
@@ -76,7 +76,7 @@ fn a_cluster_ip_is_answered_by_its_endpoints_from_pods_node_and_endpoints_themse
             "shop/web-1",
         ];
         matrix::verify(&scene.sources(), &cells(&from, WEB, 8000, &endpoints()))?;
-        let refused = cells(&["shop/client", NODE], WEB, 8001, &endpoints());
+        let refused = cells(&["shop/client", NODE], WEB, 8001, &Expect::Silence);
         let observed = matrix::observe(&scene.sources(), &refused)?;
         assert!(
             observed.iter().all(|cell| !cell.outcome.is_answered()),
@@ -130,7 +130,7 @@ fn connections_are_spread_evenly_over_the_endpoints() -> Result<()> {
         let target = at(WEB, family, 8000);
         let tally = scene.pod("shop/client").netns.enter(move || {
             let mut tally = Tally::default();
-            (0..connections).for_each(|_| tally.count(ask(protocol, target, LIMIT)));
+            (0..connections).for_each(|_| tally.count(ask(protocol, target, PATIENT)));
             tally
         })?;
         assert_eq!(
@@ -158,7 +158,7 @@ fn endpoints_come_and_go_without_a_failed_connection_to_the_others() -> Result<(
     let hammers = ways()
         .map(|(family, protocol)| {
             let target = at(WEB, family, 8000);
-            Hammer::start(client, protocol, target, LIMIT, Duration::from_millis(1))
+            Hammer::start(client, protocol, target, PATIENT, Duration::from_millis(1))
         })
         .collect::<Result<Vec<_>>>()?;
     for _ in 0..5 {
@@ -196,7 +196,7 @@ fn a_udp_client_that_keeps_its_port_is_not_left_with_an_endpoint_that_is_gone() 
         let client = &scene.pod("shop/client").netns;
         let socket = client.enter(move || -> std::io::Result<UdpSocket> {
             let socket = udp_to(target)?;
-            socket.set_read_timeout(Some(LIMIT))?;
+            socket.set_read_timeout(Some(PATIENT))?;
             Ok(socket)
         })??;
         let first = server_of(&socket)?;
@@ -336,7 +336,8 @@ fn ports_of_one_service_lead_to_their_own_targets() -> Result<()> {
         (Protocol::Udp, 80),
     ];
     assert_eq!(ports, expected, "{served:?}");
-    let outcome = scene.ask("shop/client", Protocol::Udp, at(WEB, Family::V4, 8000))?;
+    let target = at(WEB, Family::V4, 8000);
+    let outcome = scene.ask_for("shop/client", Protocol::Udp, target, LIMIT)?;
     assert!(!outcome.is_answered(), "TCP only: {outcome}");
     Ok(())
 }

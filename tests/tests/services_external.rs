@@ -8,13 +8,13 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tests::command;
-use tests::matrix::{self, Cell, Expect, LIMIT};
+use tests::matrix::{self, Cell, Expect};
 use tests::node::{NODE_IPS, Node, OUTSIDE_IPS};
 use tests::objects;
 use tests::pod::Family;
 use tests::require_root;
 use tests::scene::{NODE, OUTSIDE, Scene};
-use tests::traffic::{Outcome, Protocol, udp_to};
+use tests::traffic::{Outcome, PATIENT, Protocol, SHORT, udp_to};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
 const VIP: [&str; 2] = ["203.0.113.10", "2001:db8:113::10"];
@@ -222,6 +222,7 @@ fn what_nothing_serves_is_refused_at_once() -> Result<()> {
     let node = routed()?;
     // Errors to one host are limited to one a second.
     node.netns.sysctl("net.ipv4.icmp_ratelimit", 0)?;
+    node.netns.sysctl("net.ipv6.icmp.ratelimit", 0)?;
     let none = pods()
         .into_iter()
         .map(|(key, _)| (key, json!({"app": "none"})));
@@ -233,7 +234,7 @@ fn what_nothing_serves_is_refused_at_once() -> Result<()> {
     let refused = cells(&[OUTSIDE, CLIENT], closed, &Expect::Refusal);
     matrix::verify(&scene.sources(), &refused)?;
     for family in Family::ALL {
-        let answer = scene.pod(CLIENT).netns.ping(family.pick(WEB));
+        let answer = scene.pod(CLIENT).netns.ping_for(family.pick(WEB), SHORT);
         ensure!(answer.is_err(), "a cluster IP answers no ping");
     }
     // A load balancer that is a proxy sends to node ports: its address is left to it.
@@ -260,7 +261,7 @@ fn keeps_port(scene: &Scene<'_>, from: &str, target: SocketAddr) -> Result<UdpSo
     let netns = sources.get(from).context("a source")?;
     netns.enter(move || -> Result<UdpSocket> {
         let socket = udp_to(target)?;
-        socket.set_read_timeout(Some(LIMIT))?;
+        socket.set_read_timeout(Some(PATIENT))?;
         Ok(socket)
     })?
 }

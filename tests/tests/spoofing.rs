@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
@@ -13,10 +12,8 @@ use tests::objects::deny_all;
 use tests::pod::Family;
 use tests::require_root;
 use tests::scene::Scene;
-use tests::traffic::{Protocol, send_from};
+use tests::traffic::{Protocol, SHORT, send_from};
 use tests::wait::{SOON, eventually};
-
-const SHORT: Duration = Duration::from_millis(400);
 
 /// Two namespaces; the thief is `lab/probe`.
 fn pods() -> Vec<(&'static str, Value)> {

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -16,9 +15,7 @@ use tests::require_root;
 use tests::scene::{NODE, OUTSIDE, Scene};
 use tests::shop::{app, pods};
 use tests::traffic::Protocol;
-use tests::wait::eventually;
-
-const SOON: Duration = Duration::from_secs(20);
+use tests::wait::{SOON, eventually};
 
 /// Of what reaches the shop: front may do everything, lab not TCP 80, and nobody UDP 81.
 fn tried(tier: &str, audit: bool) -> Value {

@@ -13,10 +13,8 @@ use tests::pod::{Family, Pod};
 use tests::require_root;
 use tests::scene::{PORTS, ShownLog};
 use tests::shop::app;
-use tests::traffic::{Outcome, Protocol, Server, Stream, ask};
+use tests::traffic::{Protocol, Server, Stream, ask, limit};
 
-const SHORT: Duration = Duration::from_millis(400);
-const LONG: Duration = Duration::from_secs(5);
 const NODE_PORT: u16 = 30080;
 
 /// Two nodes with agents. Its parts end in the order of the fields.
@@ -63,19 +61,10 @@ fn pod(key: &str, labels: &Value, node: &Node, ips: &[IpAddr]) -> Value {
     pod
 }
 
-fn try_from(
-    netns: &NetNs,
-    protocol: Protocol,
-    target: SocketAddr,
-    limit: Duration,
-) -> Result<Outcome> {
-    netns.enter(move || ask(protocol, target, limit))
-}
-
 /// Whether it is answered, within a time that fits what is expected.
 fn answers(netns: &NetNs, target: SocketAddr, expected: bool) -> Result<bool> {
-    let limit = if expected { LONG } else { SHORT };
-    Ok(try_from(netns, Protocol::Tcp, target, limit)?.is_answered())
+    let outcome = netns.enter(move || ask(Protocol::Tcp, target, limit(expected)))?;
+    Ok(outcome.is_answered())
 }
 
 /// netpol.md 32: a node reaches its own pods whatever policies say, another's only where an

@@ -18,11 +18,10 @@ use tests::programs;
 use tests::require_root;
 use tests::scene::{NODE, OUTSIDE, Scene};
 use tests::shop::{app, pods, web_for_front};
-use tests::traffic::{Outcome, Protocol, send_from};
+use tests::traffic::{Outcome, Protocol, SHORT, send_from};
 use tests::wait::{SOON, eventually};
 
 const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
-const SHORT: Duration = Duration::from_millis(400);
 /// Only front reaches web, on port 80; `audit` tries it out.
 fn web_policy(audit: bool) -> Value {
     let mut object = web_for_front();

@@ -13,9 +13,10 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use super::{Presence, Shared};
+use crate::wait::{SOON, eventually};
 
 /// How often the server looks whether it is to listen, and for whom.
-pub(super) const POLL: Duration = Duration::from_millis(5);
+const POLL: Duration = Duration::from_millis(5);
 
 /// Kind, path and `apiVersion`.
 pub(super) const RESOURCES: [(&str, &str, &str); 8] = [
@@ -56,11 +57,19 @@ pub(super) fn listen(shared: &Arc<Shared>, first: TcpListener, address: SocketAd
         let presence = shared.state().presence;
         match (presence, &listener) {
             (Presence::Ended, _) => return Ok(()),
-            (Presence::Away, _) => listener = None,
+            (Presence::Away, Some(_)) => {
+                listener = None;
+                shared.state().is_deaf = true;
+                shared.changed.notify_all();
+            }
+            (Presence::Away, None) => {}
             (Presence::Here, None) => {
-                let again = TcpListener::bind(address).context("cannot listen again")?;
+                // A child of this process may have the old one until it begins its program.
+                let (again, _) = eventually(SOON, || Ok(TcpListener::bind(address)?))
+                    .context("cannot listen again")?;
                 again.set_nonblocking(true)?;
                 listener = Some(again);
+                shared.state().is_deaf = false;
             }
             (Presence::Here, Some(open)) => {
                 if let Ok((stream, _)) = open.accept() {

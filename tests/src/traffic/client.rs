@@ -12,8 +12,10 @@ use super::{Outcome, Protocol};
 /// keeps the endpoint and the translation that an earlier client was given.
 const FIRST_UDP_PORT: u16 = 32_768;
 
-/// How often a request over UDP is repeated within its time.
+/// How often a request over UDP is made within a short time.
 const UDP_REQUESTS: u32 = 3;
+/// How long an answer over UDP is waited for at most before the next request.
+const UDP_WAIT: Duration = Duration::from_secs(1);
 
 /// Asks `target` for its name and waits at most `limit`.
 pub fn ask(protocol: Protocol, target: SocketAddr, limit: Duration) -> Outcome {
@@ -69,10 +71,10 @@ fn ask_tcp(target: SocketAddr, limit: Duration) -> io::Result<String> {
 }
 
 fn ask_udp(target: SocketAddr, limit: Duration) -> io::Result<String> {
+    let started = Instant::now();
     let socket = udp_to(target)?;
-    socket.set_read_timeout(Some(limit / UDP_REQUESTS))?;
+    socket.set_read_timeout(Some(UDP_WAIT.min(limit / UDP_REQUESTS)))?;
     let mut buffer = [0; 512];
-    let mut request = 1;
     loop {
         socket.send(b"?")?;
         match socket.recv(&mut buffer) {
@@ -80,7 +82,7 @@ fn ask_udp(target: SocketAddr, limit: Duration) -> io::Result<String> {
                 let text = String::from_utf8_lossy(&buffer[..length]);
                 return Ok(text.lines().next().unwrap_or_default().to_owned());
             }
-            Err(error) if is_timeout(&error) && request < UDP_REQUESTS => request += 1,
+            Err(error) if is_timeout(&error) && started.elapsed() < limit => (),
             Err(error) => return Err(error),
         }
     }

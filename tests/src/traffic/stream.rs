@@ -14,9 +14,6 @@ use super::{Protocol, udp_to};
 use crate::netns::NetNs;
 use crate::wait::{SOON, eventually};
 
-/// How long the first answer may take.
-const OPENING: Duration = Duration::from_secs(3);
-
 /// A stream that says nothing for so long is cut: longer than TCP's first repetition of a
 /// lost segment (200 ms), or one lost packet would count.
 const QUIET: Duration = Duration::from_millis(600);
@@ -61,7 +58,7 @@ impl Stream {
             progress,
             thread: Some(thread),
         };
-        eventually(OPENING, || match &*lock(&stream.progress) {
+        eventually(SOON, || match &*lock(&stream.progress) {
             Progress {
                 ended: Some(why), ..
             } => bail!("{protocol} to {target}: {why}"),
@@ -84,6 +81,12 @@ impl Stream {
             }
         })?;
         Ok(instant)
+    }
+
+    /// When the first line was sent since that time.
+    pub fn first_since(&self, time: Instant) -> Option<Instant> {
+        let progress = lock(&self.progress);
+        progress.sent.iter().copied().find(|sent| *sent >= time)
     }
 
     /// An error unless a line that is sent from now on comes back within `limit`.
@@ -118,7 +121,7 @@ enum Socket {
 fn connect(protocol: Protocol, target: SocketAddr) -> io::Result<Socket> {
     match protocol {
         Protocol::Tcp => {
-            let stream = TcpStream::connect_timeout(&target, OPENING)?;
+            let stream = TcpStream::connect_timeout(&target, SOON)?;
             stream.set_nodelay(true)?;
             stream.set_nonblocking(true)?;
             Ok(Socket::Tcp(stream))

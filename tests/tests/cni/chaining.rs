@@ -6,8 +6,8 @@ use tests::netns::NetNs;
 use tests::node::{GATEWAYS, NODE_IPS, Node};
 use tests::plugin::Call;
 use tests::pod::{Family, Pod};
-use tests::traffic::{Protocol, Server, ask};
-use tests::{command, inspect, matrix, require_root};
+use tests::traffic::{PATIENT, Protocol, Server, ask};
+use tests::{command, inspect, require_root};
 
 use crate::assert_empty;
 
@@ -39,7 +39,7 @@ fn reaches_gateways(pod: &Pod<'_>) -> Result<()> {
             family.pick(GATEWAYS).to_string(),
         );
         let mut ping = pod.netns.command("ping");
-        ping.args(["-n", "-q", "-c2", "-i0.2", "-W1", "-I", &own, &gateway]);
+        ping.args(["-n", "-q", "-c1", "-w20", "-I", &own, &gateway]);
         command::run(&mut ping)?;
     }
     Ok(())
@@ -77,7 +77,7 @@ fn portmap_behind_it_publishes_ports() -> Result<()> {
     let target = format!("{}:8080", NODE_IPS[0]).parse()?;
     let outcome = node
         .outside
-        .enter(move || ask(Protocol::Tcp, target, matrix::LIMIT))?;
+        .enter(move || ask(Protocol::Tcp, target, PATIENT))?;
     assert!(outcome.is_answered(), "{outcome}");
     reaches_gateways(&pod)?;
     // Its CHECK (1.1.1) looks for the IPv4 rule of a dual-stack pod among those of IPv6.

@@ -2,21 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::{Value, json};
 use tests::agent::Agent;
-use tests::matrix::LIMIT;
 use tests::netns::NetNs;
 use tests::node::Node;
 use tests::plugin::Call;
 use tests::pod::Family;
-use tests::traffic::{Outcome, Protocol, Server, ask};
+use tests::traffic::{Outcome, PATIENT, Protocol, SHORT, Server, ask};
 use tests::{inspect, objects};
-
-/// Time for an answer that must not come.
-pub(crate) const SHORT: Duration = Duration::from_millis(400);
 
 /// What containerd sends, word for word (go-cni has no JSON tags).
 pub(crate) fn containerd(mappings: &[(u16, u16, &str)]) -> Value {
@@ -74,7 +69,7 @@ impl<'n> Container<'n> {
 }
 
 pub(crate) fn ask_from(netns: &NetNs, protocol: Protocol, target: SocketAddr) -> Result<Outcome> {
-    netns.enter(move || ask(protocol, target, LIMIT))
+    netns.enter(move || ask(protocol, target, PATIENT))
 }
 
 pub(crate) fn assert_answered(

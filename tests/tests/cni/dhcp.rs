@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -103,10 +104,7 @@ fn daemon(node: &Node) -> Result<(Background, PathBuf)> {
         ])
         .arg(&socket);
     let process = Background::spawn(&command, &node.dir().join("dhcp.log"))?;
-    eventually(LIMIT, || {
-        ensure!(socket.exists(), "no socket");
-        Ok(())
-    })?;
+    eventually(LIMIT, || Ok(UnixStream::connect(&socket)?))?;
     Ok((process, socket))
 }
 

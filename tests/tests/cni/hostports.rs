@@ -9,13 +9,13 @@ use tests::netns::NetNs;
 use tests::node::{GATEWAYS, NODE_IPS, Node};
 use tests::plugin::Call;
 use tests::pod::Family;
-use tests::traffic::{Outcome, Protocol};
+use tests::traffic::{Outcome, PATIENT, Protocol, SHORT};
 use tests::wait::{SOON, eventually};
 use tests::{inspect, require_root};
 
 use crate::assert_empty;
 use crate::container::{
-    Container, SHORT, ask_from, assert_answered, assert_silent, containerd, elements, start_agent,
+    Container, ask_from, assert_answered, assert_silent, containerd, elements, start_agent,
 };
 
 /// cni.md 13, 64: from outside, from the node at 127.0.0.1 and at its own addresses, from
@@ -131,6 +131,7 @@ fn what_listens_on_the_nodes_loopback_stays_its_own() -> Result<()> {
         received.is_err(),
         "a pod reached the node's loopback: {received:?}"
     );
+    private.set_read_timeout(Some(PATIENT))?;
     node.netns.enter(|| -> std::io::Result<()> {
         UdpSocket::bind("127.0.0.1:0")?.send_to(b"own", "127.0.0.1:9999")?;
         Ok(())

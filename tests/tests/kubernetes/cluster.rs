@@ -13,20 +13,16 @@ use tests::agent;
 use tests::api_server::ApiServer;
 use tests::command::{self, Background};
 use tests::inspect::{fingerprint, ruleset};
-use tests::matrix::LIMIT;
 use tests::node::{NODE_NAME, Node};
 use tests::objects::{self, deny_all};
 use tests::pod::{Family, Pod};
 use tests::programs;
-use tests::traffic::{Outcome, Protocol, Server, ask};
-use tests::wait::eventually;
+use tests::traffic::{Outcome, Protocol, Server, ask, limit};
+use tests::wait::{SOON, eventually};
 
 pub(crate) const WEB: [&str; 2] = ["10.96.0.10", "fd96::10"];
-pub(crate) const SHORT: Duration = Duration::from_millis(400);
-/// Watches try again after 0.8 s, then after twice as long each time.
-pub(crate) const RETRIES: Duration = Duration::from_secs(20);
-/// An agent waits for the API server for ten seconds before it looks to the disk.
-pub(crate) const FALLBACK: Duration = Duration::from_secs(30);
+/// How long an agent may take to have everything in the kernel.
+pub(crate) const READY: &str = "60s";
 pub(crate) const PODS: [(&str, &str); 3] = [
     ("shop/web", "web"),
     ("shop/client", "client"),
@@ -67,14 +63,14 @@ impl<'n> Cluster<'n> {
             api,
             node,
         };
-        cluster.wait("10s")?;
+        cluster.wait(READY)?;
         for (key, _) in PODS {
             let pod = Pod::add(node, key)?;
             cluster.servers.push(Server::start(&pod.netns, key, &[80])?);
             cluster.pods.push(pod);
         }
         cluster.serve_by("shop/web")?;
-        eventually(LIMIT, || cluster.enforced())?;
+        eventually(SOON, || cluster.enforced())?;
         Ok(cluster)
     }
 
@@ -106,8 +102,8 @@ impl<'n> Cluster<'n> {
     pub(crate) fn served_by(&self, key: Option<&str>) -> Result<()> {
         for family in Family::ALL {
             for protocol in Protocol::ALL {
-                let limit = if key.is_some() { LIMIT } else { SHORT };
-                let outcome = self.ask(protocol, service_address(family), limit)?;
+                let target = service_address(family);
+                let outcome = self.ask(protocol, target, limit(key.is_some()))?;
                 ensure!(outcome.server() == key, "{family} {protocol}: {outcome}");
             }
         }
@@ -118,7 +114,7 @@ impl<'n> Cluster<'n> {
     pub(crate) fn is_closed(&self, closed: bool) -> Result<()> {
         for family in Family::ALL {
             let target = self.pod("closed/web").at(family, 80);
-            let outcome = self.ask(Protocol::Tcp, target, SHORT)?;
+            let outcome = self.ask(Protocol::Tcp, target, limit(!closed))?;
             ensure!(outcome.is_answered() != closed, "{family}: {outcome}");
         }
         Ok(())
@@ -140,7 +136,7 @@ impl<'n> Cluster<'n> {
     pub(crate) fn come_back_without_policies(&self) -> Result<()> {
         self.api.set_failing("NetworkPolicy", true);
         self.api.come_back();
-        eventually(RETRIES, || {
+        eventually(SOON, || {
             let error = self
                 .wait("100ms")
                 .expect_err("not all is listed")
@@ -156,14 +152,14 @@ impl<'n> Cluster<'n> {
 
     /// Kills the agent and starts the next.
     pub(crate) fn restart(&mut self) -> Result<()> {
-        self.agent.stop(Signal::SIGKILL, LIMIT)?;
+        self.agent.stop(Signal::SIGKILL, SOON)?;
         self.agent = spawn(self.node)?;
         Ok(())
     }
 
     /// Ends the agent and takes away what does not outlive a boot: pods, tables, `/run`.
     pub(crate) fn power_off(&mut self) -> Result<()> {
-        self.agent.stop(Signal::SIGKILL, LIMIT)?;
+        self.agent.stop(Signal::SIGKILL, SOON)?;
         self.servers.clear();
         for pod in self.pods.drain(..) {
             pod.forget()?;
@@ -182,22 +178,24 @@ impl<'n> Cluster<'n> {
     /// Starts pods as a kubelet would: until it succeeds.
     pub(crate) fn start_pods(&mut self, keys: &[&str]) -> Result<()> {
         for key in keys {
-            let (pod, _) = eventually(FALLBACK, || Pod::add(self.node, key))?;
+            let (pod, _) = eventually(SOON, || Pod::add(self.node, key))?;
             self.servers.push(Server::start(&pod.netns, key, &[80])?);
             self.pods.push(pod);
         }
         Ok(())
     }
 
-    /// Whether the client reaches that pod.
-    pub(crate) fn reaches(&self, key: &str) -> Result<bool> {
-        let mut answered = Vec::new();
+    /// An error unless the client reaches that pod, or does not.
+    pub(crate) fn reaches(&self, key: &str, expected: bool) -> Result<()> {
         for family in Family::ALL {
             let target = self.pod(key).at(family, 80);
-            answered.push(self.ask(Protocol::Tcp, target, SHORT)?.is_answered());
+            let outcome = self.ask(Protocol::Tcp, target, limit(expected))?;
+            ensure!(
+                outcome.is_answered() == expected,
+                "{family} to {key}: {outcome}"
+            );
         }
-        ensure!(answered[0] == answered[1], "both families alike: {key}");
-        Ok(answered[0])
+        Ok(())
     }
 
     pub(crate) fn rules(&self) -> Result<std::collections::BTreeMap<String, usize>> {
@@ -241,7 +239,7 @@ pub(crate) fn spawn(node: &Node) -> Result<Background> {
         .arg("--state-dir")
         .arg(state_dir(node));
     let mut process = Background::spawn(&command, &log(node))?;
-    eventually(LIMIT, || {
+    eventually(SOON, || {
         let status = process.status()?;
         ensure!(status.is_none(), "the agent has ended: {status:?}");
         std::os::unix::net::UnixStream::connect(node.socket()).context("its socket")

@@ -16,12 +16,10 @@ use tests::node::Node;
 use tests::objects::{self, deny_all};
 use tests::pod::{Family, Pod};
 use tests::require_root;
-use tests::traffic::{Protocol, Server};
-use tests::wait::eventually;
+use tests::traffic::{Protocol, SHORT, Server};
+use tests::wait::{SOON, eventually};
 
-use cluster::{
-    Cluster, FALLBACK, RETRIES, SHORT, ShownLog, kubeconfig, log, service, spawn, state_dir,
-};
+use cluster::{Cluster, READY, ShownLog, kubeconfig, log, service, spawn, state_dir};
 
 #[test]
 fn what_changes_in_the_api_is_enforced_also_after_a_disconnect() -> Result<()> {
@@ -34,17 +32,17 @@ fn what_changes_in_the_api_is_enforced_also_after_a_disconnect() -> Result<()> {
             cluster.api.disconnect();
         }
         cluster.api.put(&deny_all("shop"))?;
-        eventually(RETRIES, || cluster.served_by(None))?;
+        eventually(SOON, || cluster.served_by(None))?;
         cluster.api.delete(&deny_all("shop"))?;
-        eventually(RETRIES, || cluster.enforced())?;
+        eventually(SOON, || cluster.enforced())?;
 
         cluster.api.delete(&deny_all("closed"))?;
-        eventually(RETRIES, || cluster.is_closed(false))?;
+        eventually(SOON, || cluster.is_closed(false))?;
         cluster.serve_by("closed/web")?;
-        eventually(RETRIES, || cluster.served_by(Some("closed/web")))?;
+        eventually(SOON, || cluster.served_by(Some("closed/web")))?;
         cluster.api.put(&deny_all("closed"))?;
         cluster.serve_by("shop/web")?;
-        eventually(RETRIES, || cluster.enforced())?;
+        eventually(SOON, || cluster.enforced())?;
     }
     assert_eq!(
         cluster.api.lists("Pod"),
@@ -67,12 +65,12 @@ fn a_pod_is_closed_until_the_api_knows_it() -> Result<()> {
     assert!(!answered(SHORT)?);
     let object = objects::pod("shop/late", &json!({"app": "late"}), &[80]);
     cluster.api.put(&object)?;
-    eventually(RETRIES, || {
+    eventually(SOON, || {
         ensure!(answered(SHORT)?, "still closed");
         Ok(())
     })?;
     cluster.api.delete(&object)?;
-    eventually(RETRIES, || {
+    eventually(SOON, || {
         ensure!(!answered(SHORT)?, "still open");
         Ok(())
     })?;
@@ -97,9 +95,9 @@ fn an_api_that_goes_away_and_comes_back_changes_nothing() -> Result<()> {
     cluster.api.put(&objects::namespace("news", &json!({})))?;
     // It is watched again when this comes through.
     cluster.api.put(&deny_all("shop"))?;
-    eventually(RETRIES, || cluster.served_by(None))?;
+    eventually(SOON, || cluster.served_by(None))?;
     cluster.api.delete(&deny_all("shop"))?;
-    eventually(RETRIES, || cluster.enforced())?;
+    eventually(SOON, || cluster.enforced())?;
     Ok(())
 }
 
@@ -114,9 +112,9 @@ fn what_was_deleted_unseen_is_gone_after_410() -> Result<()> {
     cluster.api.delete(&deny_all("closed"))?;
     cluster.api.forget();
     cluster.api.come_back();
-    eventually(RETRIES, || cluster.is_closed(false))?;
-    eventually(RETRIES, || cluster.served_by(None))?;
-    eventually(RETRIES, || {
+    eventually(SOON, || cluster.is_closed(false))?;
+    eventually(SOON, || cluster.served_by(None))?;
+    eventually(SOON, || {
         ensure!(cluster.api.lists("Service") > lists, "not listed again");
         let services = agent::verb(&node, &["services", "-o", "json"])?.stdout;
         ensure!(!services.contains("shop"), "{services}");
@@ -126,7 +124,7 @@ fn what_was_deleted_unseen_is_gone_after_410() -> Result<()> {
     // The watch goes on from the new list.
     cluster.api.put(&service())?;
     cluster.api.put(&deny_all("closed"))?;
-    eventually(RETRIES, || cluster.enforced())?;
+    eventually(SOON, || cluster.enforced())?;
     Ok(())
 }
 
@@ -155,7 +153,7 @@ fn a_restart_while_the_api_is_away_leaves_the_rules_as_they_are() -> Result<()> 
     assert_eq!(cluster.rules()?, before);
 
     cluster.api.set_failing("NetworkPolicy", false);
-    cluster.wait("20s")?;
+    cluster.wait(READY)?;
     assert_eq!(
         cluster.rules()?,
         before,
@@ -177,7 +175,7 @@ fn an_agent_that_never_reached_the_api_writes_no_table() -> Result<()> {
     assert!(!output.status.success());
     assert_eq!(tables(&node.netns)?, Vec::<String>::new());
     api.come_back();
-    let output = agent::verb(&node, &["wait", "--timeout", "20s"])?;
+    let output = agent::verb(&node, &["wait", "--timeout", READY])?;
     assert!(output.status.success(), "{}", output.stderr);
     assert_eq!(tables(&node.netns)?.len(), 2);
     Ok(())
@@ -190,7 +188,7 @@ fn a_boot_without_the_api_server_enforces_the_last_known_state() -> Result<()> {
     require_root!();
     let node = Node::new()?;
     let mut cluster = Cluster::start(&node)?;
-    eventually(RETRIES, || {
+    eventually(SOON, || {
         let text = fs::read_to_string(state_dir(&node).join("objects"))?;
         ensure!(text.contains("NetworkPolicy closed/deny-all"), "{text}");
         Ok(())
@@ -204,12 +202,13 @@ fn a_boot_without_the_api_server_enforces_the_last_known_state() -> Result<()> {
         "{refused:#}"
     );
     cluster.start_pods(&["shop/client", "shop/web", "closed/web", "shop/late"])?;
-    assert!(cluster.reaches("shop/web")?);
-    assert!(!cluster.reaches("closed/web")?, "a policy that was known");
-    assert!(
-        !cluster.reaches("shop/late")?,
-        "a pod that nobody has described"
-    );
+    cluster.reaches("shop/web", true)?;
+    cluster
+        .reaches("closed/web", false)
+        .context("a policy that was known")?;
+    cluster
+        .reaches("shop/late", false)
+        .context("a pod that nobody has described")?;
     let status = agent::verb(&node, &["status"])?.stdout;
     assert!(
         status.contains("are enforced, waiting for the first list of"),
@@ -231,10 +230,12 @@ fn a_boot_without_the_api_server_enforces_the_last_known_state() -> Result<()> {
         &json!({"podSelector": {"matchLabels": {"app": "late"}}}),
     ))?;
     cluster.come_back_without_policies()?;
-    assert!(!cluster.reaches("shop/late")? && !cluster.reaches("closed/web")?);
+    cluster.reaches("shop/late", false)?;
+    cluster.reaches("closed/web", false)?;
     cluster.api.set_failing("NetworkPolicy", false);
-    cluster.wait("20s")?;
-    assert!(cluster.reaches("closed/web")? && !cluster.reaches("shop/late")?);
+    cluster.wait(READY)?;
+    cluster.reaches("closed/web", true)?;
+    cluster.reaches("shop/late", false)?;
     let status = agent::verb(&node, &["status"])?.stdout;
     assert!(!status.contains("are enforced"), "{status}");
     Ok(())
@@ -247,15 +248,17 @@ fn a_damaged_state_on_disk_leaves_pods_closed_and_says_so() -> Result<()> {
     let node = Node::new()?;
     let mut cluster = Cluster::start(&node)?;
     let path = state_dir(&node).join("objects");
-    let (text, _) = eventually(RETRIES, || Ok(fs::read_to_string(&path)?))?;
+    let known = "+ NetworkPolicy";
+    let (text, _) = eventually(SOON, || {
+        let text = fs::read_to_string(&path)?;
+        ensure!(text.contains(known), "{text}");
+        Ok(text)
+    })?;
     cluster.power_off()?;
     cluster.api.go_away();
-    fs::write(
-        &path,
-        text.replacen("+ NetworkPolicy", "? NetworkPolicy", 1),
-    )?;
+    fs::write(&path, text.replacen(known, "? NetworkPolicy", 1))?;
     cluster.agent = spawn(&node)?;
-    eventually(FALLBACK, || {
+    eventually(SOON, || {
         let log = fs::read_to_string(log(&node))?;
         for text in [
             "no use can be made of the objects of an earlier run",
@@ -268,8 +271,8 @@ fn a_damaged_state_on_disk_leaves_pods_closed_and_says_so() -> Result<()> {
     Pod::add(&node, "shop/client").expect_err("nothing is known");
     assert_eq!(tables(&node.netns)?, Vec::<String>::new());
     cluster.api.come_back();
-    cluster.wait("20s")?;
+    cluster.wait(READY)?;
     cluster.start_pods(&["shop/client", "shop/web", "closed/web"])?;
-    assert!(cluster.reaches("shop/web")? && !cluster.reaches("closed/web")?);
-    Ok(())
+    cluster.reaches("shop/web", true)?;
+    cluster.reaches("closed/web", false)
 }

@@ -7,9 +7,9 @@ use tests::api_server::Backup;
 use tests::node::Node;
 use tests::objects::{self, deny_all};
 use tests::require_root;
-use tests::wait::eventually;
+use tests::wait::{SOON, eventually};
 
-use crate::cluster::{Cluster, RETRIES, kube_system, service};
+use crate::cluster::{Cluster, READY, kube_system, service};
 
 /// issue 7, 4: etcd restored. What came after the backup is gone, what went is back, and a watch
 /// that waits for versions that will never be does not keep either from the kernel.
@@ -33,7 +33,7 @@ fn a_restored_backup_is_followed_where_it_differs() -> Result<()> {
         .api
         .put(&objects::policy("shop/late", &json!({"podSelector": {}})))?;
     let services = || Ok::<_, anyhow::Error>(agent::verb(&node, &["services"])?.stdout);
-    eventually(RETRIES, || {
+    eventually(SOON, || {
         let services = services()?;
         ensure!(
             services.contains("10.96.0.99") && !services.contains("10.96.0.10:"),
@@ -45,15 +45,15 @@ fn a_restored_backup_is_followed_where_it_differs() -> Result<()> {
     cluster.api.go_away();
     cluster.api.restore(&backup);
     cluster.api.come_back();
-    eventually(RETRIES, || cluster.enforced())?;
-    eventually(RETRIES, || {
+    eventually(SOON, || cluster.enforced())?;
+    eventually(SOON, || {
         let services = services()?;
         ensure!(!services.contains("10.96.0.99"), "{services}");
         Ok(())
     })?;
     // And it is followed from there.
     cluster.api.delete(&deny_all("closed"))?;
-    eventually(RETRIES, || cluster.is_closed(false))?;
+    eventually(SOON, || cluster.is_closed(false))?;
     Ok(())
 }
 
@@ -64,7 +64,7 @@ fn a_server_that_has_lost_everything_changes_nothing() -> Result<()> {
     require_root!();
     let node = Node::new()?;
     let cluster = Cluster::start(&node)?;
-    cluster.wait("20s")?;
+    cluster.wait(READY)?;
     let before = cluster.rules()?;
     let backup = cluster.api.backup();
     let status = || Ok::<_, anyhow::Error>(agent::verb(&node, &["status"])?.stdout);
@@ -73,7 +73,7 @@ fn a_server_that_has_lost_everything_changes_nothing() -> Result<()> {
     cluster.api.restore(&Backup::default());
     cluster.api.put(&kube_system("two"))?;
     cluster.api.come_back();
-    eventually(RETRIES, || {
+    eventually(SOON, || {
         let status = status()?;
         ensure!(
             status.contains("namespace kube-system has UID \"two\""),
@@ -87,13 +87,13 @@ fn a_server_that_has_lost_everything_changes_nothing() -> Result<()> {
     cluster.api.go_away();
     cluster.api.restore(&backup);
     cluster.api.come_back();
-    eventually(RETRIES, || {
+    eventually(SOON, || {
         let status = status()?;
         ensure!(!status.contains("kube-system"), "{status}");
         Ok(())
     })?;
     cluster.enforced()?;
     cluster.api.delete(&deny_all("closed"))?;
-    eventually(RETRIES, || cluster.is_closed(false))?;
+    eventually(SOON, || cluster.is_closed(false))?;
     Ok(())
 }

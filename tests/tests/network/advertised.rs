@@ -8,11 +8,10 @@ use nix::net::if_::if_nametoindex;
 use socket2::{Domain, Protocol, Socket, Type};
 use tests::fabric::{Fabric, Join};
 use tests::inspect::items;
-use tests::matrix::LIMIT;
 use tests::netns::NetNs;
 use tests::pod::Family;
 use tests::require_root;
-use tests::wait::eventually;
+use tests::wait::{SOON, eventually};
 
 use super::{PROBE, WEB, two_pods};
 
@@ -38,7 +37,7 @@ fn advertise(router: &NetNs, lifetime: u16) -> Result<()> {
 
 /// Advertises until the node has, or with 0 no longer has, a default route by it.
 fn is_default_router(router: &NetNs, node: &NetNs, lifetime: u16) -> Result<()> {
-    eventually(LIMIT * 4, || {
+    eventually(SOON, || {
         advertise(router, lifetime)?;
         ensure!(has_default_route(node)? == (lifetime > 0), "not yet");
         Ok(())

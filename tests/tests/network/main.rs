@@ -17,6 +17,7 @@ use tests::cluster::Cluster;
 use tests::fabric::Fabric;
 use tests::inspect::items;
 use tests::netns::NetNs;
+use tests::wait::{SOON, eventually};
 
 /// Protocol number of the agent's routes, as `ip` prints it.
 const PROTOCOL: &str = "116";
@@ -63,4 +64,14 @@ fn problems(cluster: &Cluster<'_>, number: usize) -> Result<Vec<String>> {
     let status = cluster.agents[number - 1].json(&["status"])?;
     let problems = items(&status["problems"]).map(|problem| problem["reason"].to_string());
     Ok(problems.collect())
+}
+
+/// Waits until it says that nothing is.
+fn no_problems(cluster: &Cluster<'_>, number: usize) -> Result<()> {
+    eventually(SOON, || {
+        let problems = problems(cluster, number)?;
+        ensure!(problems.is_empty(), "{problems:?}");
+        Ok(())
+    })?;
+    Ok(())
 }

@@ -6,14 +6,14 @@ use anyhow::{Context as _, Result};
 use tests::fabric::{Fabric, Join};
 use tests::pod::Family;
 use tests::require_root;
-use tests::traffic::{Outcome, Protocol, Server};
+use tests::traffic::{Outcome, PATIENT, Server};
 
 use super::{PROBE, two_pods};
 use tests::cluster::{Cluster, OUTSIDE};
 
 /// Whom the server sees when the pod asks.
 fn seen_by(cluster: &Cluster<'_>, from: &str, target: IpAddr, port: u16) -> Result<IpAddr> {
-    let outcome = cluster.ask(from, Protocol::Tcp, (target, port).into())?;
+    let outcome = cluster.ask(from, (target, port).into(), PATIENT)?;
     match outcome {
         Outcome::Answered { peer, .. } => Some(peer.ip()),
         _ => None,

@@ -9,7 +9,7 @@ use tests::inspect::items;
 use tests::pod::Family;
 use tests::require_root;
 
-use super::{PROBE, WEB, gateway, own_routes, problems, two_pods};
+use super::{PROBE, WEB, gateway, no_problems, own_routes, two_pods};
 
 /// Both families by plain routes, whose next hop is the other node.
 #[test]
@@ -33,7 +33,7 @@ fn pods_on_neighbouring_nodes_reach_each_other_directly() -> Result<()> {
         );
         let tunnels = netns.ip_json("link show type vxlan")?;
         assert_eq!(items(&tunnels).count(), 0, "nobody needs a tunnel");
-        assert_eq!(problems(&cluster, number)?, [""; 0]);
+        no_problems(&cluster, number)?;
     }
     // From a node to a pod of another, which sees the node's own address.
     for family in Family::ALL {

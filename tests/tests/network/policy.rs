@@ -6,10 +6,12 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 use tests::cluster::Cluster;
 use tests::fabric::{Fabric, Join};
+use tests::matrix::LIMIT;
 use tests::objects::policy;
 use tests::pod::Family;
 use tests::require_root;
-use tests::traffic::{Outcome, Protocol};
+use tests::traffic::Outcome;
+use tests::wait::{SOON, eventually};
 
 use super::{PROBE, WEB, two_pods};
 
@@ -17,7 +19,7 @@ const OTHER: &str = "lab/other";
 
 /// Whether the attempt is denied: nothing comes back.
 fn denied(cluster: &Cluster<'_>, from: &str, target: SocketAddr) -> Result<()> {
-    let outcome = cluster.ask(from, Protocol::Tcp, target)?;
+    let outcome = cluster.ask(from, target, LIMIT)?;
     ensure!(outcome == Outcome::Timeout, "{from} to {target}: {outcome}");
     Ok(())
 }
@@ -195,7 +197,7 @@ fn nobody_but_a_node_can_send_into_a_tunnel() -> Result<()> {
     }
     // The packet is as it should be.
     send("n1")?;
-    tests::wait::eventually(tests::matrix::LIMIT * 4, || {
+    eventually(SOON, || {
         ensure!(forgeries() == 1, "from a node");
         Ok(())
     })?;

@@ -10,8 +10,8 @@ use tests::matrix::LIMIT;
 use tests::objects::service;
 use tests::pod::Family;
 use tests::require_root;
-use tests::traffic::{Outcome, Protocol};
-use tests::wait::eventually;
+use tests::traffic::Outcome;
+use tests::wait::{SOON, eventually};
 
 use super::{PROBE, WEB, two_pods};
 
@@ -35,14 +35,14 @@ fn web(external_traffic_policy: Option<&str>) -> Value {
 /// Whom `shop/web` sees when it answers, which has to come about.
 fn answered(cluster: &Cluster<'_>, from: &str, target: SocketAddr) -> Result<IpAddr> {
     let attempt = || {
-        let outcome = cluster.ask(from, Protocol::Tcp, target)?;
+        let outcome = cluster.ask(from, target, LIMIT)?;
         match &outcome {
             Outcome::Answered { server, peer } if server == WEB => Some(peer.ip()),
             _ => None,
         }
         .with_context(|| format!("{from} to {target}: {outcome}"))
     };
-    Ok(eventually(LIMIT * 4, attempt)?.0)
+    Ok(eventually(SOON, attempt)?.0)
 }
 
 fn across(join: Join, families: &[Family]) -> Result<()> {
@@ -75,7 +75,7 @@ fn across(join: Join, families: &[Family]) -> Result<()> {
         let at = |number| SocketAddr::new(fabric.node_ip(number, family), NODE_PORT);
         let seen = answered(&cluster, OUTSIDE, at(2))?;
         assert_eq!(seen, fabric.outside_ip(family), "the client's own address");
-        let outcome = cluster.ask(OUTSIDE, Protocol::Tcp, at(1))?;
+        let outcome = cluster.ask(OUTSIDE, at(1), LIMIT)?;
         ensure!(outcome == Outcome::Timeout, "no endpoint on n1: {outcome}");
     }
     Ok(())

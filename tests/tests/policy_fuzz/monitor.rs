@@ -7,15 +7,13 @@ use std::time::Duration;
 use anyhow::{Result, anyhow, ensure};
 use tests::netns::NetNs;
 use tests::random::Random;
-use tests::traffic::{Hammer, Protocol, Server, ask};
+use tests::traffic::{Hammer, PATIENT, Protocol, Server, ask};
 
 use crate::world::{Connection, Verdicts};
 
 /// A denied client tries so often that a moment is enough: it does not wait for an answer
 /// that the server would have to give, the server's own word is asked for afterwards.
 const HASTY: Duration = Duration::from_millis(20);
-/// TCP repeats a first packet after a second: a lost one is no failure.
-const PATIENT: Duration = Duration::from_secs(4);
 const PAUSE: Duration = Duration::from_millis(2);
 /// Clients of each kind.
 const CLIENTS: usize = 4;

@@ -301,14 +301,14 @@ fn the_watch_calls_back_after_a_change_and_without_one() {
     );
     folder.write("a.yaml", "a: b\n");
     receiver
-        .recv_timeout(Duration::from_secs(10))
+        .recv_timeout(Duration::from_secs(60))
         .expect("notified");
     drop(watch);
     while receiver.try_recv().is_ok() {}
 
     let watch = ManifestWatch::start(folder.dir.path(), Duration::from_millis(10), changed);
     receiver
-        .recv_timeout(Duration::from_secs(10))
+        .recv_timeout(Duration::from_secs(60))
         .expect("polled");
     drop(watch);
     while receiver.try_recv().is_ok() {}

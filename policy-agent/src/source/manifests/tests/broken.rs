@@ -204,19 +204,18 @@ fn a_directory_that_vanishes_keeps_everything() {
 #[test]
 fn a_file_that_was_just_emptied_is_being_written() {
     let mut folder = Folder::scanned(&[("a.yaml", &service("web", "10.0.0.1"))]);
-    folder.write("a.yaml", "");
-    assert!(folder.scan().is_empty());
     let start = Instant::now();
+    folder.write("a.yaml", "");
     loop {
         let events = folder.scan();
         if !events.is_empty() {
             assert_eq!(events, ["- Namespace /default", "- Service default/web"]);
             break;
         }
-        assert!(start.elapsed() < Duration::from_secs(10));
+        assert!(start.elapsed() < Duration::from_secs(60));
         std::thread::sleep(Duration::from_millis(50));
     }
-    assert!(start.elapsed() > Duration::from_millis(500));
+    assert!(start.elapsed() > Duration::from_millis(500), "not at once");
 }
 
 #[test]
