@@ -33,6 +33,9 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(10);
 /// How often the kernel's tables are looked at for changes by others.
 const CHECK: Duration = Duration::from_millis(500);
+/// The next look comes after as many times as long as the last took: others that change their
+/// tables all the time are not to keep the owner from everything else where ours are large.
+const CHECK_PAUSE: u32 = 4;
 /// Who has found the complaints of a review.
 const OWNER: &str = "owner";
 /// How long after a sync what it has changed is looked through, for what nobody waits for.
@@ -158,9 +161,10 @@ impl<K: Kernel> Runtime<K> {
             }
             self.sync_if_due();
             self.answer_waiters();
-            if Instant::now() >= next_check {
+            let now = Instant::now();
+            if now >= next_check {
                 self.check();
-                next_check = Instant::now() + CHECK;
+                next_check = Instant::now() + CHECK.max(now.elapsed() * CHECK_PAUSE);
             }
             self.review_if_due();
             if let Some(nodes) = self.owner.take_nodes() {
