@@ -252,6 +252,7 @@ impl<K: Kernel> Owner<K> {
                 let old = self.index.nodes.insert(name.clone(), node);
                 if old.as_ref() != self.index.nodes.get(&name) {
                     self.policies.nodes_changed();
+                    self.computed_endpoints_of_zones();
                     self.nodes_changed();
                 }
                 if is_own {
@@ -306,6 +307,7 @@ impl<K: Kernel> Owner<K> {
             Kind::Node => {
                 if self.index.nodes.remove(&*key.name).is_some() {
                     self.policies.nodes_changed();
+                    self.computed_endpoints_of_zones();
                     self.nodes_changed();
                 }
                 if *key.name == *self.settings.node {

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use crate::frontend::Plan;
 use crate::hash::HashMap;
 use crate::intern::Pool;
-use crate::model::{EndpointSlice, ObjectKey, Service, SliceEndpoint, SlicePort};
+use crate::model::{
+    EndpointSlice, ObjectKey, Service, SliceEndpoint, SlicePort, TrafficDistribution,
+};
 use crate::topology::{Conditions, Hints};
 
 /// Services with their slices. Either can come first.
@@ -136,8 +138,9 @@ impl Index {
         mut service: Service,
         plan: impl FnOnce(&Service) -> Plan,
     ) -> Option<(Option<PlannedService>, PlannedService)> {
-        // Endpoints are given: the selector is for who computes them.
+        // Endpoints are given: these are for who computes them.
         service.selector.clear();
+        service.traffic_distribution = TrafficDistribution::None;
         let key = service.key.clone();
         let entry = self.entries.entry(key.clone()).or_default();
         if entry.service() == Some(&service) {

@@ -114,6 +114,20 @@ pub enum TrafficPolicy {
     Local,
 }
 
+/// By which clients an endpoint is to be preferred: `trafficDistribution` (KEP-2433, KEP-3015).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum TrafficDistribution {
+    /// Absent: by nobody.
+    #[default]
+    None,
+    /// `PreferSameZone`, and its older name `PreferClose`: by those in its zone.
+    SameZone,
+    /// `PreferSameNode`: by those on its node, then by those in its zone.
+    SameNode,
+    /// A value that is not known: by nobody. It is a wish, and no reason not to serve.
+    Unknown,
+}
+
 /// Where a Service port sends: `targetPort`. Used only where endpoints are
 /// computed from the selector; EndpointSlices carry the number.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -170,6 +184,10 @@ pub struct Service {
     pub internal_policy: TrafficPolicy,
     /// `externalTrafficPolicy`.
     pub external_policy: TrafficPolicy,
+    /// `trafficDistribution`. Used only where endpoints are computed from the selector;
+    /// EndpointSlices carry hints.
+    #[serde(default)]
+    pub traffic_distribution: TrafficDistribution,
     /// `publishNotReadyAddresses`.
     pub publish_not_ready: bool,
     /// `healthCheckNodePort`.

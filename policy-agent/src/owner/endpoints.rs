@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dataplane::kernel::Kernel;
-use proxy::model::{ObjectKey, Service};
+use proxy::model::{ObjectKey, Service, TrafficDistribution};
 
 use super::Owner;
 use crate::index::in_namespace;
@@ -38,6 +38,14 @@ impl<K: Kernel> Owner<K> {
         if !self.settings.compute_endpoints {
             return;
         }
+        let distribution = service.map(|service| service.traffic_distribution);
+        if distribution == Some(TrafficDistribution::Unknown) {
+            tracing::warn!(
+                service = %key,
+                "spec.trafficDistribution is not known, no endpoint is preferred: use \
+                 PreferSameZone or PreferSameNode"
+            );
+        }
         match service {
             Some(service) => self.endpoints.services.insert(key.clone(), service.clone()),
             None => self.endpoints.services.remove(key),
@@ -57,6 +65,12 @@ impl<K: Kernel> Owner<K> {
         let selecting = services.filter(|service| selects(service, pod));
         let keys: Vec<_> = selecting.map(|service| service.key.clone()).collect();
         self.endpoints.dirty.extend(keys);
+    }
+
+    /// A Node has changed: endpoints on it may be in another zone.
+    pub(super) fn computed_endpoints_of_zones(&mut self) {
+        let services = self.endpoints.services.keys().cloned();
+        self.endpoints.dirty.extend(services);
     }
 
     /// A slice that is given comes, changes, or with no `service` goes. It may have been of

@@ -13,6 +13,7 @@ use std::net::IpAddr;
 
 use proxy::model::{
     EndpointSlice, ObjectKey, Protocol, Service, ServicePort, SliceEndpoint, SlicePort, TargetPort,
+    TrafficDistribution,
 };
 
 use crate::model::{Labels, Pod, PodPhase};
@@ -106,15 +107,22 @@ fn endpoint(
     address: IpAddr,
     zone: impl Fn(&str) -> Option<String>,
 ) -> SliceEndpoint {
+    let ready = service.publish_not_ready || (pod.ready && !pod.terminating);
+    let zone = pod.node.as_deref().and_then(zone);
+    let (by_node, by_zone) = match service.traffic_distribution {
+        TrafficDistribution::None | TrafficDistribution::Unknown => (false, false),
+        TrafficDistribution::SameZone => (false, ready),
+        TrafficDistribution::SameNode => (ready, ready),
+    };
     SliceEndpoint {
         address,
-        ready: service.publish_not_ready || (pod.ready && !pod.terminating),
+        ready,
         serving: pod.ready,
         terminating: pod.terminating,
         node: pod.node.clone(),
-        zone: pod.node.as_deref().and_then(zone),
-        hint_zones: Vec::new(),
-        hint_nodes: Vec::new(),
+        hint_zones: zone.clone().filter(|_| by_zone).into_iter().collect(),
+        hint_nodes: pod.node.clone().filter(|_| by_node).into_iter().collect(),
+        zone,
         pod: Some(pod.key.name.to_string()),
     }
 }

@@ -16,7 +16,7 @@ use dataplane::transaction::Transaction;
 
 use crate::model::{
     EndpointSlice, ObjectKey, Protocol, Service, ServicePort, ServiceType, SliceEndpoint,
-    SlicePort, TargetPort, TrafficPolicy,
+    SlicePort, TargetPort, TrafficDistribution, TrafficPolicy,
 };
 use crate::{NodeIdentity, Proxy, SyncReport};
 
@@ -64,6 +64,7 @@ pub(super) fn service(name: &str, cluster_ips: &[&str], ports: &[Port<'_>]) -> S
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         publish_not_ready: false,
+        traffic_distribution: TrafficDistribution::None,
         health_check_node_port: None,
         annotations: BTreeMap::new(),
     }

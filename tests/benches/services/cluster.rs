@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use policy_agent::event::{Event, Kind, Object};
 use proxy::model::{
     EndpointSlice, ObjectKey, Protocol, Service, ServicePort, ServiceType, SliceEndpoint,
-    SlicePort, TargetPort, TrafficPolicy,
+    SlicePort, TargetPort, TrafficDistribution, TrafficPolicy,
 };
 
 /// The port of Services and endpoints.
@@ -114,6 +114,7 @@ fn service(number: u32) -> Service {
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         publish_not_ready: false,
+        traffic_distribution: TrafficDistribution::None,
         health_check_node_port: None,
         annotations: [].into(),
     }

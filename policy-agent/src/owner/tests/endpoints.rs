@@ -1,9 +1,11 @@
 //! Endpoints computed from selectors.
 
-use proxy::model::ObjectKey;
+use proxy::model::{ObjectKey, TrafficDistribution};
 
 use super::harness::{Node, World};
-use super::objects::{attachment, model_pod, node as node_object, pod, service, slice};
+use super::objects::{
+    attachment, model_pod, model_service, node as node_object, pod, service, slice,
+};
 use crate::event::{Event, Kind, Object};
 use crate::model::PodPhase;
 
@@ -138,6 +140,54 @@ fn without_manifests_nothing_is_computed() {
     ]));
     node.settle();
     assert_eq!(hosts(&mut node), Vec::<String>::new());
+}
+
+/// services.md 30, without a controller that writes hints.
+#[test]
+fn endpoints_are_computed_with_the_traffic_distribution() {
+    let mut node = Node::of_manifests();
+    let on = |name: &str, address: &str, at: &str| {
+        let mut pod = model_pod(name, address, "web");
+        pod.node = Some(at.into());
+        Object::Pod(pod)
+    };
+    let with = |distribution: TrafficDistribution| {
+        let mut service = model_service("x/web", "10.96.0.10", "web");
+        service.traffic_distribution = distribution;
+        Object::Service(service)
+    };
+    let [here, near, far] = ["10.88.0.2", "10.99.0.3", "10.99.0.4"];
+    node.list(&World::of([
+        node_object("n1", Some("a")),
+        node_object("n2", Some("a")),
+        node_object("n3", Some("b")),
+        on("x/here", here, "n1"),
+        on("x/near", near, "n2"),
+        on("x/far", far, "n3"),
+        with(TrafficDistribution::None),
+    ]));
+    node.settle();
+    assert_eq!(hosts(&mut node), [here, near, far]);
+    for (distribution, expected) in [
+        (TrafficDistribution::SameZone, vec![here, near]),
+        (TrafficDistribution::SameNode, vec![here]),
+        (TrafficDistribution::Unknown, vec![here, near, far]),
+        (TrafficDistribution::SameNode, vec![here]),
+    ] {
+        node.apply(with(distribution));
+        assert_eq!(hosts(&mut node), expected, "{distribution:?}");
+    }
+    // The nearest that there are.
+    let mut unready = model_pod("x/here", here, "web");
+    unready.ready = false;
+    node.apply(Object::Pod(unready));
+    assert_eq!(hosts(&mut node), [near]);
+    node.apply(node_object("n2", Some("b")));
+    assert_eq!(hosts(&mut node), [near, far]);
+    node.apply(node_object("n3", Some("a")));
+    assert_eq!(hosts(&mut node), [far]);
+    node.apply(with(TrafficDistribution::None));
+    assert_eq!(hosts(&mut node), [near, far]);
 }
 
 /// Regression: a node that was gone kept its zone.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use dataplane::attachment::{Attachment, AttachmentKey, MacAddr, Mode, PodRef};
 use proxy::model::{
     EndpointSlice, ObjectKey, Protocol, Service, ServicePort, ServiceType, SliceEndpoint,
-    SlicePort, TargetPort, TrafficPolicy,
+    SlicePort, TargetPort, TrafficDistribution, TrafficPolicy,
 };
 
 use crate::event::Object;
@@ -106,6 +106,7 @@ pub(super) fn model_service(name: &str, address: &str, app: &str) -> Service {
         internal_policy: TrafficPolicy::Cluster,
         external_policy: TrafficPolicy::Cluster,
         publish_not_ready: false,
+        traffic_distribution: TrafficDistribution::None,
         health_check_node_port: None,
         annotations: Labels::new(),
     }

@@ -10,7 +10,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as core;
-use proxy::model::{Service, ServicePort, ServiceType, TargetPort, TrafficPolicy};
+use proxy::model::{
+    Service, ServicePort, ServiceType, TargetPort, TrafficDistribution, TrafficPolicy,
+};
 
 use super::{
     Convert, ConvertError, PortRef, created, object_key, parse_ip, port, port_ref, protocol,
@@ -81,6 +83,7 @@ impl Convert for core::Service {
                 "spec.externalTrafficPolicy",
                 spec.external_traffic_policy.as_deref(),
             )?,
+            traffic_distribution: traffic_distribution(spec.traffic_distribution.as_deref()),
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
             health_check_node_port: optional_port(
                 "spec.healthCheckNodePort",
@@ -210,6 +213,15 @@ fn traffic_policy(field: &str, value: Option<&str>) -> Result<TrafficPolicy, Con
         "Cluster" | "" => Ok(TrafficPolicy::Cluster),
         "Local" => Ok(TrafficPolicy::Local),
         other => Err(ConvertError::value(field, other, "use Cluster or Local")),
+    }
+}
+
+fn traffic_distribution(value: Option<&str>) -> TrafficDistribution {
+    match value.unwrap_or_default() {
+        "" => TrafficDistribution::None,
+        "PreferSameZone" | "PreferClose" => TrafficDistribution::SameZone,
+        "PreferSameNode" => TrafficDistribution::SameNode,
+        _ => TrafficDistribution::Unknown,
     }
 }
 

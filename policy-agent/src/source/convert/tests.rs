@@ -4,7 +4,9 @@
 )]
 
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
-use proxy::model::{EndpointSlice, Service, ServiceType, TargetPort, TrafficPolicy};
+use proxy::model::{
+    EndpointSlice, Service, ServiceType, TargetPort, TrafficDistribution, TrafficPolicy,
+};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -250,6 +252,24 @@ fn addresses_that_nobody_can_serve_concern_themselves_alone() {
     let problems = status.problems.join("\n");
     for named in ["load balancer address 0.0.0.0", "externalIP 239.0.0.1"] {
         assert!(problems.contains(named), "{problems}");
+    }
+}
+
+/// An API server of a later version may know more of them.
+#[test]
+fn a_traffic_distribution_that_is_not_known_is_no_reason_not_to_serve() {
+    for (text, expected) in [
+        (json!(null), TrafficDistribution::None),
+        (json!("PreferClose"), TrafficDistribution::SameZone),
+        (json!("PreferSameZone"), TrafficDistribution::SameZone),
+        (json!("PreferSameNode"), TrafficDistribution::SameNode),
+        (json!("PreferSameRack"), TrafficDistribution::Unknown),
+    ] {
+        let read = service(json!({"clusterIP": "10.96.0.10", "trafficDistribution": text}));
+        let Ok(Some(read)) = read else {
+            panic!("{text}: {read:?}");
+        };
+        assert_eq!(read.traffic_distribution, expected, "{text}");
     }
 }
 
