@@ -27,12 +27,13 @@ impl NetNs {
     /// Makes a namespace; `role` ends its name.
     pub fn create(role: &str) -> Result<Self> {
         let name = name::unique(role);
-        command::run(Command::new("ip").args(["netns", "add", &name]))?;
+        // Before it is there: who is interrupted while `ip` makes it has it to delete.
         let netns = Self {
             path: Path::new("/run/netns").join(&name),
             name,
             is_ours: true,
         };
+        command::run(Command::new("ip").args(["netns", "add", &netns.name]))?;
         netns.ip("link set lo up")?;
         Ok(netns)
     }

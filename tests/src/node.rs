@@ -131,11 +131,7 @@ impl Node {
     fn unconnected_at(name: &str, place: &'static Place) -> Result<Self> {
         let network = name::unique("net");
         let dir = name::scratch_root().join(&network);
-        for part in ["net.d", "ipam", "run", "manifests"] {
-            let path = dir.join(part);
-            fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        }
-        Ok(Self {
+        let node = Self {
             netns: NetNs::create("node")?,
             outside: NetNs::create("outside")?,
             manifests: Manifests::in_dir(dir.join("manifests")),
@@ -143,7 +139,12 @@ impl Node {
             place,
             network,
             dir,
-        })
+        };
+        for part in ["net.d", "ipam", "run", "manifests"] {
+            let path = node.dir.join(part);
+            fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        }
+        Ok(node)
     }
 
     /// A node whose pods are connected in one of the [`WAYS`].

@@ -88,18 +88,20 @@ fn ask_udp(target: SocketAddr, limit: Duration) -> io::Result<String> {
     }
 }
 
+/// Also of a process that was stopped and goes on: signal(7), "Interruption of system calls [...]
+/// by stop signals".
 fn is_timeout(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted
     )
 }
 
 fn of_error(error: &io::Error) -> Outcome {
     let reason = error.to_string();
     match error.kind() {
+        _ if is_timeout(error) => Outcome::Timeout,
         io::ErrorKind::ConnectionRefused => Outcome::Refused,
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Outcome::Timeout,
         // ICMP "administratively prohibited" reaches a socket as EACCES.
         io::ErrorKind::HostUnreachable
         | io::ErrorKind::NetworkUnreachable
