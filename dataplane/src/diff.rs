@@ -19,7 +19,7 @@ pub fn diff(observed: &Ruleset, desired: &Ruleset) -> Transaction {
     let empty = Table::default();
     for (id, after) in &desired.tables {
         let before = observed.tables.get(id);
-        if before.is_none() {
+        if before.is_none_or(|before| before.is_dormant) {
             builder.add_table(id);
         }
         table(&mut builder, id, before.unwrap_or(&empty), after);

@@ -126,6 +126,7 @@ fn base_chain(
         kind,
         hook,
         priority,
+        drops: false,
     };
     desired.chain(table, &name.into(), Chain::base(base, comment, rules));
 }

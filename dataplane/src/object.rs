@@ -272,7 +272,7 @@ impl ChainType {
     }
 }
 
-/// What makes a chain a base chain. Its policy is always accept: what is to be
+/// What makes a chain a base chain. The policy of ours is always accept: what is to be
 /// dropped is dropped by a rule that can be read and counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BaseChain {
@@ -282,6 +282,8 @@ pub struct BaseChain {
     pub hook: Hook,
     /// Priority among the base chains of the hook; lower sees a packet first.
     pub priority: i32,
+    /// Whether somebody else has made drop the policy.
+    pub drops: bool,
 }
 
 /// A chain with its rules.
@@ -495,6 +497,8 @@ impl Set {
 /// A table with all that is in it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Table {
+    /// Whether somebody else has put it to sleep: no packet sees its rules.
+    pub is_dormant: bool,
     /// Chains by name.
     pub chains: BTreeMap<Name, Chain>,
     /// Sets and maps by name.

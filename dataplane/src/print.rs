@@ -147,6 +147,9 @@ impl fmt::Display for Ruleset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (id, table) in &self.tables {
             writeln!(f, "table {id} {{")?;
+            if table.is_dormant {
+                writeln!(f, "\tflags dormant")?;
+            }
             for (name, set) in &table.sets {
                 writeln!(f, "\t{} {name} {{", kind(&set.spec))?;
                 write_spec(f, &set.spec)?;
@@ -228,10 +231,11 @@ pub fn print_element(spec: &SetSpec, key: &[u8], element: &Element) -> String {
 fn write_base(f: &mut fmt::Formatter<'_>, base: BaseChain) -> fmt::Result {
     writeln!(
         f,
-        "\t\ttype {} hook {} priority {}; policy accept;",
+        "\t\ttype {} hook {} priority {}; policy {};",
         base.kind.name(),
         base.hook.name(),
-        base.priority
+        base.priority,
+        if base.drops { "drop" } else { "accept" }
     )
 }
 

@@ -15,7 +15,7 @@ use crate::rule::Rule;
 /// One operation on one object.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Operation {
-    /// Create the table; no error where it exists.
+    /// Create the table; where it exists, wake it if it is dormant.
     AddTable {
         /// Which.
         table: TableId,
@@ -164,7 +164,7 @@ impl TransactionBuilder {
         Self::default()
     }
 
-    /// Creates the table.
+    /// Creates the table, or wakes it.
     pub fn add_table(&mut self, table: &TableId) {
         self.add_tables.insert(table.clone());
     }

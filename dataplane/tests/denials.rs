@@ -67,6 +67,7 @@ fn denying(port: u16, limited: bool) -> Desired {
         kind: ChainType::Filter,
         hook: Hook::Output,
         priority: 10,
+        drops: false,
     };
     let rule = Rule::new()
         .l4proto(17)

@@ -310,6 +310,41 @@ fn a_dump_right_after_large_commits_lacks_nothing() {
     assert!(lacking.is_empty(), "{lacking}");
 }
 
+/// services.md 51: what is changed of a table or a chain beside its content.
+#[test]
+fn a_table_put_to_sleep_and_a_policy_of_drop_are_seen_and_put_right() {
+    if !own_namespace() {
+        return;
+    }
+    let mut kernel = Nftables::open().expect("a socket");
+    let desired = sample();
+    kernel
+        .commit(&desired.transaction())
+        .expect("the kernel takes it");
+    let before = nft(&["list", "table", "inet", "trammel"]);
+    for (change, sign) in [
+        ("add table inet trammel { flags dormant; }", "flags dormant"),
+        ("chain inet trammel forward { policy drop; }", "policy drop"),
+    ] {
+        nft(&[change]);
+        assert!(nft(&["list", "table", "inet", "trammel"]).contains(sign));
+        let observed = kernel.dump(&layout::tables()).expect("a dump");
+        assert!(format!("{observed}").contains(sign), "{observed}");
+        let repair = diff(&observed, desired.ruleset());
+        kernel.commit(&repair).expect("the kernel takes it");
+        let now = kernel.dump(&layout::tables()).expect("a dump");
+        assert_eq!(&now, desired.ruleset());
+        assert!(!nft(&["list", "table", "inet", "trammel"]).contains(sign));
+    }
+    let sorted = |text: &str| {
+        let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    let after = nft(&["list", "table", "inet", "trammel"]);
+    assert_eq!(sorted(&after), sorted(&before));
+}
+
 /// services.md 40.
 #[test]
 fn stale_flows_are_forgotten_in_every_zone() {

@@ -245,6 +245,7 @@ fn take(desired: &mut Desired, step: &Step) {
                 kind: ChainType::Filter,
                 hook: Hook::Forward,
                 priority: -7,
+                drops: false,
             });
             let maps = |kind: u8| *number == 0 || !matches!(kind % 17, 2 | 14);
             let rules = rules.iter().filter(|(kind, _)| maps(*kind));
@@ -277,6 +278,7 @@ fn start() -> Desired {
             kind: ChainType::Filter,
             hook: Hook::Forward,
             priority: -7,
+            drops: false,
         });
         let chain_of = Chain {
             base,

@@ -189,10 +189,18 @@ fn what_others_change_in_its_tables_is_repaired_within_a_second() -> Result<()> 
     let node = Node::new()?;
     let scene = Scene::start(&node, &pods(), &objects())?;
     let before: Vec<_> = names(&node)?;
-    let damages: [(&str, String); 3] = [
+    let damages: [(&str, String); 5] = [
         ("a flush of all", "flush ruleset".to_owned()),
         ("a deleted table", "delete table inet trammel".to_owned()),
         ("a deleted element", delete_elements(&node)?),
+        (
+            "a table put to sleep",
+            "add table inet trammel { flags dormant; }".to_owned(),
+        ),
+        (
+            "a policy of drop",
+            "chain inet trammel forward { policy drop; }".to_owned(),
+        ),
     ];
     for (what, script) in damages {
         inspect::nft(&node.netns, &script).context(what)?;

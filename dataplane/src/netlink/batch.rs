@@ -160,6 +160,7 @@ impl Batch {
             Operation::AddTable { table } => {
                 self.message(index, msg::NEWTABLE, flag::CREATE, table, |w| {
                     w.string(table::NAME, table.name.as_str());
+                    w.u32(table::FLAGS, 0);
                 });
             }
             Operation::DeleteTable { table } => {

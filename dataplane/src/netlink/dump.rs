@@ -8,7 +8,7 @@ use crate::netlink::attr::{Attr, Attrs, Writer};
 use crate::netlink::decode::{self, SetSpecs};
 use crate::netlink::socket::{Nftables, message_type};
 use crate::netlink::uapi::{
-    LIST_ELEM, chain, data, elem, elem_list, hook, msg, rule, set, set_flags, table, udata,
+    LIST_ELEM, chain, data, elem, elem_list, hook, msg, rule, set, set_flags, table, udata, verdict,
 };
 use crate::object::{
     BaseChain, Chain, ChainType, Dynamic, Element, Hook, Key, Name, Ruleset, Set, SetKind, SetSpec,
@@ -19,8 +19,10 @@ use crate::rule::Rule;
 pub(super) fn ruleset(kernel: &mut Nftables, ids: &[TableId]) -> Result<Ruleset, KernelError> {
     let mut ruleset = Ruleset::default();
     for id in ids {
-        if table_exists(kernel, id)? {
-            ruleset.tables.insert(id.clone(), read_table(kernel, id)?);
+        if let Some(flags) = table_flags(kernel, id)? {
+            ruleset
+                .tables
+                .insert(id.clone(), read_table(kernel, id, flags)?);
         }
     }
     Ok(ruleset)
@@ -33,9 +35,9 @@ pub(super) fn part(
     id: &TableId,
     like: &Table,
 ) -> Result<Option<(Table, bool)>, KernelError> {
-    if !table_exists(kernel, id)? {
+    let Some(flags) = table_flags(kernel, id)? else {
         return Ok(None);
-    }
+    };
     let mut specs = read_specs(kernel, id)?;
     let mut chains = read_chains(kernel, id)?;
     let count = specs.len() + chains.len();
@@ -51,6 +53,7 @@ pub(super) fn part(
         chain.rules.extend(rules.map(|(_, rule)| rule));
     }
     let mut table = Table {
+        is_dormant: flags & table::DORMANT != 0,
         chains,
         ..Table::default()
     };
@@ -62,16 +65,19 @@ pub(super) fn part(
     Ok(Some((table, is_shared)))
 }
 
-fn table_exists(kernel: &mut Nftables, id: &TableId) -> Result<bool, KernelError> {
-    let names = collect(kernel, msg::GETTABLE, id, &[], |attrs| {
-        attrs.string(table::NAME).map(str::to_owned)
+/// `None`: there is no such table.
+fn table_flags(kernel: &mut Nftables, id: &TableId) -> Result<Option<u32>, KernelError> {
+    let found = collect(kernel, msg::GETTABLE, id, &[], |attrs| {
+        let ours = attrs.string(table::NAME)? == id.name.as_str();
+        ours.then(|| attrs.u32(table::FLAGS).unwrap_or(0))
     })?;
-    Ok(names.iter().any(|name| name == id.name.as_str()))
+    Ok(found.first().copied())
 }
 
-fn read_table(kernel: &mut Nftables, id: &TableId) -> Result<Table, KernelError> {
+fn read_table(kernel: &mut Nftables, id: &TableId, flags: u32) -> Result<Table, KernelError> {
     let specs = read_specs(kernel, id)?;
     let mut table = Table {
+        is_dormant: flags & table::DORMANT != 0,
         chains: read_chains(kernel, id)?,
         ..Table::default()
     };
@@ -264,6 +270,7 @@ fn read_chain(attrs: Attrs<'_>) -> Option<(Name, Chain)> {
             },
             hook: Hook::from_number(at.u32(hook::HOOKNUM)?)?,
             priority: at.u32(hook::PRIORITY)?.cast_signed(),
+            drops: attrs.u32(chain::POLICY) == Some(verdict::DROP.cast_unsigned()),
         })
     });
     let chain = Chain {

@@ -41,6 +41,9 @@ pub(crate) mod gen_id {
 /// `enum nft_table_attributes`.
 pub(crate) mod table {
     pub(crate) const NAME: u16 = 1;
+    pub(crate) const FLAGS: u16 = 2;
+    /// `NFT_TABLE_F_DORMANT`, of the flags.
+    pub(crate) const DORMANT: u32 = 1;
 }
 
 /// `enum nft_chain_attributes`.

@@ -208,6 +208,7 @@ const fn base(kind: ChainType, hook: Hook, priority: i32) -> BaseChain {
         kind,
         hook,
         priority,
+        drops: false,
     }
 }
 
