@@ -14,6 +14,7 @@
 mod connection;
 mod past;
 mod relist;
+mod token;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;

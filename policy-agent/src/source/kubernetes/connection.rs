@@ -9,10 +9,12 @@
 //! pauses. The client that kube makes of a configuration repeats such requests by itself, for
 //! minutes with growing pauses, and says nothing meanwhile.
 
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::{HeaderMap, Response, StatusCode, header};
+use axum::http::{HeaderMap, Request, Response, StatusCode, header};
 use hyper_timeout::TimeoutConnector;
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -21,6 +23,8 @@ use kube::client::{Body, ConfigExt as _};
 use kube::config::{InClusterError, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use tower::{BoxError, ServiceBuilder, ServiceExt as _};
+
+use super::token::TokenFile;
 
 /// The other side of a connection on which nothing comes is asked this often...
 const PROBE: Duration = Duration::from_secs(10);
@@ -71,6 +75,14 @@ pub enum ClientError {
         "no in-cluster configuration: give --kubeconfig, or run in a pod with a service account"
     )]
     InCluster(#[source] Box<InClusterError>),
+    /// There is no token where the configuration says.
+    #[error("cannot use the token in {}", path.display())]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The configuration makes no client (certificates, authentication).
     #[error("cannot set up the API client")]
     Client(#[source] Box<kube::Error>),
@@ -85,7 +97,7 @@ pub async fn client(access: &Access) -> Result<Client, ClientError> {
         Access::Kubeconfig(path) => kubeconfig(path).await?,
         Access::InCluster => Config::incluster().map_err(|e| ClientError::InCluster(e.into()))?,
     };
-    connect(&config).map_err(|e| ClientError::Client(e.into()))
+    connect(config)
 }
 
 async fn kubeconfig(path: &Path) -> Result<Config, ClientError> {
@@ -121,7 +133,24 @@ fn proxy_of(kubeconfig: &Kubeconfig) -> Option<String> {
 }
 
 /// The client of a configuration, without a proxy.
-pub(super) fn connect(config: &Config) -> kube::Result<Client> {
+///
+/// # Errors
+/// See [`ClientError`].
+pub(super) fn connect(mut config: Config) -> Result<Client, ClientError> {
+    // It goes before a token in the configuration itself, as in client-go.
+    let token = match config.auth_info.token_file.take().map(PathBuf::from) {
+        Some(path) => {
+            config.auth_info.token = None;
+            let token = TokenFile::open(&path);
+            Some(token.map_err(|source| ClientError::Token { path, source })?)
+        }
+        None => None,
+    };
+    let client = build(&config, token);
+    client.map_err(|error| ClientError::Client(error.into()))
+}
+
+fn build(config: &Config, token: Option<TokenFile>) -> kube::Result<Client> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_keepalive(Some(PROBE));
@@ -133,10 +162,19 @@ pub(super) fn connect(config: &Config) -> kube::Result<Client> {
     // Counted from the request on, not from the end of the last answer.
     connector.set_reset_reader_on_write(true);
     let http = legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(connector);
+    let token = token.map(Arc::new);
+    let authorize = move |mut request: Request<Body>| {
+        if let Some(token) = &token {
+            let headers = request.headers_mut();
+            headers.insert(header::AUTHORIZATION, token.header());
+        }
+        request
+    };
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
+        .map_request(authorize)
         .map_err(BoxError::from)
         .service(http.and_then(obey));
     Ok(Client::new(service, config.default_namespace.clone()))
@@ -188,6 +226,41 @@ mod tests {
             let headers: HeaderMap = headers.into_iter().collect();
             assert_eq!(asked_pause(status, &headers), pause, "{status} {headers:?}");
         }
+    }
+
+    /// A token as `kubectl create token` writes it, beside one that it goes before.
+    #[tokio::test]
+    async fn requests_have_the_token_of_the_file() {
+        let seen = |headers: HeaderMap| async move {
+            let value = headers.get(header::AUTHORIZATION);
+            value.map_or_else(String::new, |value| format!("{value:?}"))
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let listener = listener.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let server =
+            tokio::spawn(
+                async move { axum::serve(listener, axum::Router::new().fallback(seen)).await },
+            );
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("kubeconfig");
+        let text = format!(
+            "current-context: here
+contexts: [{{name: here, context: {{cluster: near, user: me}}}}]
+users: [{{name: me, user: {{token: old, tokenFile: token}}}}]
+clusters: [{{name: near, cluster: {{server: 'http://{address}'}}}}]
+"
+        );
+        std::fs::write(&path, text).expect("written");
+        let access = Access::Kubeconfig(path);
+        let error = client(&access).await.err().expect("there is no token");
+        assert!(error.to_string().contains("token"), "{error}");
+        std::fs::write(folder.path().join("token"), "new\n").expect("written");
+        let client = client(&access).await.expect("a client");
+        let request = Request::get("/").body(Vec::new()).expect("a request");
+        let answer = client.request_text(request).await.expect("an answer");
+        assert_eq!(answer, "\"Bearer new\"");
+        server.abort();
     }
 
     #[tokio::test]

@@ -33,7 +33,7 @@ impl Running {
     async fn start(script: Script) -> Self {
         let api = FakeApi::start(script).await;
         let config = kube::Config::new(api.url().parse().unwrap());
-        let client = connection::connect(&config).unwrap();
+        let client = connection::connect(config).unwrap();
         let (sender, events) = mpsc::channel(64);
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
         let states = Watches::start(client, sender, &tasks, cancel.clone(), &[]);
