@@ -245,7 +245,8 @@ async fn serve(
             true => &[],
             false => &Kind::OF_SERVICES,
         };
-        start_watches(arguments, mail, complaints, (&tasks, &cancel), left_out).await?;
+        let outlets = (mail, &health);
+        start_watches(arguments, outlets, complaints, (&tasks, &cancel), left_out).await?;
     }
 
     let mut servers = JoinSet::new();
@@ -332,7 +333,7 @@ async fn watch_conntrack(health: Health) -> std::io::Result<()> {
 /// Watches the API server and hands its events to the owner.
 async fn start_watches(
     arguments: &Run,
-    mail: &Sender<Mail>,
+    (mail, health): (&Sender<Mail>, &Health),
     complaints: watch::Receiver<Complaints>,
     (tasks, cancel): (&TaskTracker, &CancellationToken),
     left_out: &[Kind],
@@ -346,8 +347,8 @@ async fn start_watches(
     let report = events::report(client.clone(), arguments.node_name.clone(), complaints);
     tasks.spawn(cancel.clone().run_until_cancelled_owned(report));
     let states = Watches::start(client, sender, tasks, cancel.clone(), left_out);
-    let complain = complain_of_server(states, mail.clone());
-    tasks.spawn(cancel.clone().run_until_cancelled_owned(complain));
+    let tell = tell_of_server(states, mail.clone(), health.clone());
+    tasks.spawn(cancel.clone().run_until_cancelled_owned(tell));
     let mail = mail.clone();
     let journal = state_folder(arguments)
         .map(|folder| Journal::start(folder, &arguments.node_name))
@@ -366,24 +367,33 @@ async fn start_watches(
     Ok(())
 }
 
-/// Complains while the API server is not to be believed. What else the watches say of
-/// themselves is in their log.
-async fn complain_of_server(mut states: watch::Receiver<WatchStates>, mail: Sender<Mail>) {
-    let mut told = Vec::new();
+/// Tells which watches do not work, and complains while the API server is not to be believed.
+async fn tell_of_server(
+    mut states: watch::Receiver<WatchStates>,
+    mail: Sender<Mail>,
+    health: Health,
+) {
+    let mut told = (Vec::new(), Vec::new());
     loop {
-        let complaints = kubernetes::complaints(&states.borrow_and_update());
-        if complaints != told {
-            told.clone_from(&complaints);
-            if mail
+        let now = {
+            let states = states.borrow_and_update();
+            health.watches_broken(kubernetes::broken(&states));
+            (
+                kubernetes::complaints(&states),
+                kubernetes::problems(&states),
+            )
+        };
+        let (complaints, problems) = now.clone();
+        // An owner that has ended needs no news.
+        let is_heard = (now.0 == told.0
+            || mail
                 .send(Mail::Complaints("api server", complaints))
-                .is_err()
-            {
-                return;
-            }
-        }
-        if states.changed().await.is_err() {
+                .is_ok())
+            && (now.1 == told.1 || mail.send(Mail::Unwatched(problems)).is_ok());
+        if !is_heard || states.changed().await.is_err() {
             return;
         }
+        told = now;
     }
 }
 

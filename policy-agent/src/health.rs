@@ -95,6 +95,11 @@ impl Health {
         self.state().metrics.conntrack(now);
     }
 
+    /// Takes the number of watches that do not work.
+    pub(crate) fn watches_broken(&self, count: usize) {
+        self.state().metrics.watches_broken(count);
+    }
+
     /// Takes the state of the pod network.
     pub(crate) fn network(&self, status: &NetworkStatus) {
         self.state().metrics.network(status);

@@ -60,6 +60,7 @@ struct Own {
     policy_generation: Gauge,
     unusable: Gauge,
     contested: Gauge,
+    watches_broken: Gauge,
     conntrack_entries: Gauge,
     conntrack_limit: Gauge,
     conntrack_drops: Counter,
@@ -150,6 +151,11 @@ impl Metrics {
         let counted = self.own.conntrack_drops.get();
         let drops = &self.own.conntrack_drops;
         drops.inc_by(now.drops.saturating_sub(counted));
+    }
+
+    /// Takes the number of watches that do not work.
+    pub(crate) fn watches_broken(&self, count: usize) {
+        self.own.watches_broken.set(whole(count));
     }
 
     /// Takes the state of the pod network.
@@ -271,6 +277,10 @@ impl Own {
             contested: gauge(
                 "contested_frontends",
                 "Addresses and ports of a Service that are served for an older Service",
+            ),
+            watches_broken: gauge(
+                "watches_broken",
+                "Kinds of objects of which the API server tells no changes now",
             ),
             conntrack_entries: gauge("conntrack_entries", "Flows in connection tracking"),
             conntrack_limit: gauge("conntrack_limit", "Flows that connection tracking may have"),

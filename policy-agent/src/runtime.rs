@@ -78,6 +78,7 @@ struct Runtime<K> {
     outlets: Outlets,
     /// By who has found them.
     complaints: BTreeMap<&'static str, Vec<Complaint>>,
+    unwatched: Vec<Problem>,
     /// When to fall back on the objects of an earlier run.
     fall_back: Option<Instant>,
     /// When what the kernel refuses is to be tried again, if there is something.
@@ -141,6 +142,7 @@ pub fn start<K: Kernel + Send + 'static>(
         review: None,
         outlets,
         complaints: BTreeMap::new(),
+        unwatched: Vec::new(),
         fall_back: Some(Instant::now() + SILENCE),
         refused: None,
     };
@@ -207,6 +209,7 @@ impl<K: Kernel> Runtime<K> {
                 self.complaints.insert(from, complaints);
                 self.tell_complaints();
             }
+            Mail::Unwatched(problems) => self.unwatched = problems,
             Mail::HostAddresses(addresses) => {
                 self.owner.set_host_addresses(addresses);
                 self.note_change();
@@ -291,6 +294,7 @@ impl<K: Kernel> Runtime<K> {
                 let of_others = self.complaints.iter().filter(|(from, _)| **from != OWNER);
                 let of_others = of_others.flat_map(|(_, complaints)| complaints);
                 status.problems.extend(of_others.map(Problem::from));
+                status.problems.extend(self.unwatched.iter().cloned());
                 answer(reply, status);
             }
             Call::NodePort {

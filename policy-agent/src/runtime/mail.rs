@@ -10,7 +10,7 @@ use proxy::{NodePortEndpoints, ServiceStatus};
 use tokio::sync::oneshot;
 
 use crate::addresses::HostAddresses;
-use crate::complaint::Complaint;
+use crate::complaint::{Complaint, Problem};
 use crate::event::Event;
 use crate::network::NetworkStatus;
 use crate::owner::{PolicyStatus, Status};
@@ -26,6 +26,9 @@ pub enum Mail {
     HostAddresses(HostAddresses),
     /// Everything that is wrong now in the eyes of whom the name is of.
     Complaints(&'static str, Vec<Complaint>),
+    /// What of the API is not watched now. For the status alone: an Event would have to go
+    /// where no watch comes through.
+    Unwatched(Vec<Problem>),
     /// Somebody asks.
     Call(Call),
     /// Whether the pods' bridge ports are isolated now.

@@ -36,6 +36,7 @@ use tokio_util::task::TaskTracker;
 
 use super::convert::{ClusterNetworkPolicy, Convert};
 use super::narrow::Narrow;
+use crate::complaint::Problem;
 use crate::event::{Event, Kind};
 pub use connection::{Access, ClientError, client};
 pub use past::complaints;
@@ -341,14 +342,20 @@ impl Watches {
         }
     }
 
-    /// Notes an error, and logs the first of a row.
+    /// Notes an error of the watch.
     fn broken(&self, kind: Kind, error: &watcher::Error) {
         if is_expired(error) {
             tracing::debug!(%kind, "resourceVersion expired, listing again");
             return;
         }
-        let message = causes(error);
-        let is_first = self.set_state(kind, |state| state.error.replace(message.clone()).is_none());
+        self.fails(kind, &causes(error));
+    }
+
+    /// Notes that the watch fails, and logs the first time of a row.
+    fn fails(&self, kind: Kind, message: &str) {
+        let is_first = self.set_state(kind, |state| {
+            state.error.replace(message.to_owned()).is_none()
+        });
         if is_first {
             tracing::warn!(%kind, error = message, "watch broken, trying again");
         }
@@ -370,6 +377,31 @@ impl Watches {
         self.states
             .send_if_modified(|states| change(states.entry(kind).or_default()))
     }
+}
+
+/// The watches that do not work, those together that fail alike. One that nothing comes through
+/// counts as working again some time after its last error.
+pub fn problems(states: &WatchStates) -> Vec<Problem> {
+    let mut alike: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (kind, state) in states {
+        if let Some(error) = &state.error {
+            alike.entry(error).or_default().push(kind.to_string());
+        }
+    }
+    let problem = |(error, kinds): (&str, Vec<String>)| Problem {
+        object: "API server".to_owned(),
+        reason: format!(
+            "watching {} fails, and what is known of them is enforced on: {error}",
+            kinds.join(", ")
+        ),
+    };
+    alike.into_iter().map(problem).collect()
+}
+
+/// Number of the watches that do not work.
+pub(crate) fn broken(states: &WatchStates) -> usize {
+    let states = states.values();
+    states.filter(|state| state.error.is_some()).count()
 }
 
 /// 410 Gone is the ordinary way of an API server to ask for a relist.

@@ -5,7 +5,6 @@ mod restore;
 mod silence;
 
 use std::fs;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
@@ -84,7 +83,14 @@ fn an_api_that_goes_away_and_comes_back_changes_nothing() -> Result<()> {
     let cluster = Cluster::start(&node)?;
     let before = cluster.rules()?;
     cluster.api.go_away();
-    std::thread::sleep(Duration::from_secs(1));
+    eventually(SOON, || {
+        let status = agent::verb(&node, &["status"])?.stdout;
+        ensure!(
+            status.contains("API server: watching Namespace, "),
+            "{status}"
+        );
+        Ok(())
+    })?;
     cluster.enforced()?;
     assert_eq!(cluster.rules()?, before);
     cluster

@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tower::service_fn;
 
-use super::{Impatient, LONGEST_PAUSE, WatchStates, Watched, Watches};
+use super::{Impatient, LONGEST_PAUSE, WatchStates, Watched, Watches, causes};
 use crate::complaint::Complaint;
 use crate::event::Kind;
 
@@ -110,6 +110,7 @@ impl Watches {
     pub(super) async fn settle<K: Watched>(&self, past: &mut Past) -> Course {
         let mut pauses = Impatient::default();
         let mut was_foreign = false;
+        let mut has_failed = false;
         past.due = None;
         let course = loop {
             match self.ask::<K>(past, was_foreign).await {
@@ -123,12 +124,17 @@ impl Watches {
                     was_foreign = true;
                     self.foreign(K::KIND, &uid);
                 }
+                // The watch, which waits for this, cannot say it.
                 Err(error) => {
-                    tracing::debug!(kind = %K::KIND, %error, "the API server does not tell its version");
+                    has_failed = true;
+                    self.fails(K::KIND, &causes(&error));
                 }
             }
             sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
         };
+        if has_failed {
+            self.works(K::KIND);
+        }
         if was_foreign {
             tracing::info!(kind = %K::KIND, "the API server is the one that was known again");
             self.set_state(K::KIND, |state| state.foreign.take().is_some());

@@ -222,6 +222,30 @@ async fn a_server_that_is_unavailable_is_told_at_once() {
     running.stop().await;
 }
 
+#[test]
+fn watches_that_fail_alike_are_one_problem() {
+    let broken = |error: &str| WatchState {
+        error: Some(error.to_owned()),
+        ..WatchState::default()
+    };
+    let mut states: WatchStates = Kind::ALL.map(|kind| (kind, WatchState::default())).into();
+    assert_eq!((problems(&states).len(), super::broken(&states)), (0, 0));
+    states.insert(Kind::Pod, broken("no route to host"));
+    states.insert(Kind::Node, broken("no route to host"));
+    states.insert(Kind::Service, broken("forbidden"));
+    let told = problems(&states);
+    let told: Vec<_> = told.iter().map(|problem| problem.reason.as_str()).collect();
+    let known = "and what is known of them is enforced on";
+    assert_eq!(
+        told,
+        [
+            format!("watching Service fails, {known}: forbidden"),
+            format!("watching Node, Pod fails, {known}: no route to host"),
+        ]
+    );
+    assert_eq!(super::broken(&states), 3);
+}
+
 #[tokio::test]
 async fn a_server_that_asks_for_a_pause_gets_it() {
     let script = Script::default()
