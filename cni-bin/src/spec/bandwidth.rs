@@ -6,9 +6,15 @@ use serde_json::Value;
 use super::error::Error;
 use super::json::Object;
 
-/// The burst that containerd, CRI-O and Kubernetes' own runtime shim send: the annotations
-/// for pods have a rate and no burst, and they fill in "no limit".
-const NO_BURST_SAID: u64 = i32::MAX as u64;
+/// The bursts that runtimes send where a pod has annotations for rates: there is none for a
+/// burst, and they fill in the largest number that they take for one. containerd's has 32
+/// bits, CRI-O's as many bytes, of which newer releases take a bit away, and dockershim's was
+/// an `int32`. A bucket of that size would let half a gigabyte through before it limits.
+const NO_BURST_SAID: [u64; 4] = {
+    let containerd = u32::MAX as u64;
+    let cri_o = containerd * 8;
+    [containerd, cri_o - 1, cri_o, i32::MAX as u64]
+};
 
 /// The limits. Those of the configuration itself go before the runtime's, as in the
 /// reference plugin: an operator's limit is not lifted by a pod's annotation.
@@ -67,7 +73,7 @@ fn rate(object: &Object<'_>, rate: &str, burst: &str) -> Result<Option<Rate>, Er
     }
     let bytes = rate_bits / 8;
     let burst = match u32::try_from(burst_bits / 8) {
-        _ if burst_bits == NO_BURST_SAID => default_burst(bytes),
+        _ if NO_BURST_SAID.contains(&burst_bits) => default_burst(bytes),
         Ok(burst) => burst,
         Err(_) => {
             return Err(Error::config(format!(
@@ -148,13 +154,24 @@ mod tests {
 
     #[test]
     fn a_burst_that_nobody_asked_for_is_25_milliseconds_or_ten_packets() {
-        let burst = |bits: u64| {
-            let found = of_runtime(&json!({"ingressRate": bits, "ingressBurst": i32::MAX}));
-            found.unwrap().unwrap().ingress.unwrap().burst
-        };
-        assert_eq!(burst(1_000_000_000), 3_125_000);
-        assert_eq!(burst(1_000_000), 15_140);
-        assert_eq!(burst(u64::MAX), u32::MAX);
+        // What containerd, two releases of CRI-O and dockershim say.
+        for unsaid in [
+            4_294_967_295_u64,
+            34_359_738_359,
+            34_359_738_360,
+            2_147_483_647,
+        ] {
+            let burst = |bits: u64| {
+                let limits = json!({"ingressRate": bits, "ingressBurst": unsaid});
+                let found = of_runtime(&limits).unwrap().unwrap();
+                found.ingress.unwrap().burst
+            };
+            assert_eq!(burst(1_000_000_000), 3_125_000);
+            assert_eq!(burst(1_000_000), 15_140);
+            assert_eq!(burst(u64::MAX), u32::MAX);
+        }
+        let said = of_runtime(&json!({"ingressRate": 8, "ingressBurst": 4_294_967_288_u64}));
+        assert_eq!(said.unwrap().unwrap().ingress, Some(rate(1, 536_870_911)));
     }
 
     #[test]

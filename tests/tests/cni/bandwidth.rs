@@ -21,8 +21,8 @@ use crate::container::Container;
 /// largest number.
 fn containerd(ingress: u64, egress: u64) -> Value {
     json!({"RuntimeConfig": {"bandwidth": {
-        "IngressRate": ingress, "IngressBurst": i32::MAX,
-        "EgressRate": egress, "EgressBurst": i32::MAX}}})
+        "IngressRate": ingress, "IngressBurst": u32::MAX,
+        "EgressRate": egress, "EgressBurst": u32::MAX}}})
 }
 
 fn tc(netns: &NetNs, arguments: &str) -> Result<Value> {
