@@ -67,28 +67,15 @@ impl Records {
 
     /// Writes the record of an attachment and keeps it locked. It is unfinished until
     /// [`Record::finish`].
+    ///
+    /// # Errors
+    /// [`RecordError::Busy`] where it has one: that of another ADD.
     pub fn create(&self, attachment: &Attachment) -> Result<Record, RecordError> {
         let path = self.path(&attachment.key);
-        let temporary = temporary(&path);
-        let written = create_new(&temporary)
-            .and_then(|file| write_locked(file, attachment))
-            .and_then(|file| name_record(&temporary, &path).map(|()| file));
-        match written {
-            Ok(lock) => Ok(Record {
-                attachment: Some(attachment.clone()),
-                path,
-                _lock: lock,
-            }),
-            Err(source) => {
-                // The write's own error is the one to report.
-                drop(fs::remove_file(&temporary));
-                Err(RecordError::Io {
-                    action: "write",
-                    path,
-                    source,
-                })
-            }
-        }
+        let created = create_new(&temporary(&path), is_abandoned);
+        write(path, created, attachment, |temporary, path| {
+            fs::hard_link(temporary, path)
+        })
     }
 
     /// Opens and locks the record of an attachment, waiting for a request that
@@ -239,6 +226,12 @@ impl Record {
         record.is_some() && identity(&temporary(&self.path)) == record
     }
 
+    /// Writes what its ADD has learnt since, in its place.
+    pub fn replace(&self, attachment: &Attachment) -> Result<Self, RecordError> {
+        let created = create_new(&temporary(&self.path), |_| Ok(true));
+        write(self.path.clone(), created, attachment, rename_record)
+    }
+
     /// ADD has succeeded; only its result is left to be told.
     pub fn finish(&self) -> Result<(), RecordError> {
         remove(&temporary(&self.path))
@@ -276,19 +269,55 @@ fn identity_of(file: &Metadata) -> (u64, u64) {
     (file.dev(), file.ino())
 }
 
-/// Gives a new record its name, in the place of an older one of the same ADD.
-fn name_record(temporary: &Path, path: &Path) -> io::Result<()> {
-    match fs::hard_link(temporary, path) {
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            let third = replacement(path);
-            // Left by a request that was killed between the two calls. If it stays, the
-            // first of them says so.
-            drop(fs::remove_file(&third));
-            fs::hard_link(temporary, &third)?;
-            fs::rename(&third, path)
+/// Writes a new record, which `name` gives its name.
+fn write(
+    path: PathBuf,
+    created: io::Result<File>,
+    attachment: &Attachment,
+    name: impl FnOnce(&Path, &Path) -> io::Result<()>,
+) -> Result<Record, RecordError> {
+    let temporary = temporary(&path);
+    let written = created.and_then(|file| {
+        let written = write_locked(&temporary, file, attachment)
+            .and_then(|file| name(&temporary, &path).map(|()| file));
+        // Unless it is another ADD's.
+        let is_ours = |error: &io::Error| error.kind() != ErrorKind::WouldBlock;
+        if written.as_ref().is_err_and(is_ours) {
+            // The write's own error is the one to report.
+            drop(fs::remove_file(&temporary));
         }
-        outcome => outcome,
+        written
+    });
+    match written {
+        Ok(lock) => Ok(Record {
+            attachment: Some(attachment.clone()),
+            path,
+            _lock: lock,
+        }),
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::WouldBlock | ErrorKind::AlreadyExists
+            ) =>
+        {
+            Err(RecordError::Busy { path })
+        }
+        Err(source) => Err(RecordError::Io {
+            action: "write",
+            path,
+            source,
+        }),
     }
+}
+
+/// Gives a new record its name in the place of an older one of the same ADD.
+fn rename_record(temporary: &Path, path: &Path) -> io::Result<()> {
+    let third = replacement(path);
+    // Left by a request that was killed between the two calls. If it stays, the first of them
+    // says so.
+    drop(fs::remove_file(&third));
+    fs::hard_link(temporary, &third)?;
+    fs::rename(&third, path)
 }
 
 fn temporary(path: &Path) -> PathBuf {
@@ -300,14 +329,15 @@ fn replacement(path: &Path) -> PathBuf {
     path.with_extension("new.tmp")
 }
 
-fn create_new(path: &Path) -> io::Result<File> {
+/// A new file in the place of one that `is_ours` to remove.
+fn create_new(path: &Path, is_ours: fn(&Path) -> io::Result<bool>) -> io::Result<File> {
     match File::create_new(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             path.parent().map_or(Ok(()), fs::create_dir_all)?;
             File::create_new(path)
         }
-        // Left by a request that died. Its locked inode must not be reused.
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+        // Not written over: who waits for its lock must see that it has gone.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && is_ours(path)? => {
             remove_if_present(path)?;
             File::create_new(path)
         }
@@ -315,177 +345,27 @@ fn create_new(path: &Path) -> io::Result<File> {
     }
 }
 
+/// Whether the request that has left the file is over.
+fn is_abandoned(path: &Path) -> io::Result<bool> {
+    match File::open(path) {
+        Ok(left) => lock_within(&left, Duration::ZERO),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
 /// Writes a new record. Not synced, which costs more than all else that ADD does where
 /// records are on a disk: only the machine's death could lose it, and with the machine
 /// die the links and rules that it tells of.
-fn write_locked(mut file: File, attachment: &Attachment) -> io::Result<File> {
+fn write_locked(path: &Path, mut file: File, attachment: &Attachment) -> io::Result<File> {
     file.lock()?;
+    // Another ADD may have found it between its creation and the lock, and abandoned.
+    if identity(path) != Some(identity_of(&file.metadata()?)) {
+        return Err(ErrorKind::WouldBlock.into());
+    }
     file.write_all(&serde_json::to_vec(attachment)?)?;
     Ok(file)
 }
 
 #[cfg(test)]
-mod tests {
-    use dataplane::attachment::{MacAddr, Mode};
-
-    use super::*;
-
-    const SOON: Duration = Duration::from_millis(30);
-
-    fn attachment(id: &str) -> Attachment {
-        let key = AttachmentKey {
-            network: "net".into(),
-            container_id: id.into(),
-            ifname: "eth0".into(),
-        };
-        Attachment {
-            host_ifname: key.host_ifname(),
-            key,
-            netns: "/run/netns/x".into(),
-            mode: Mode::RoutedPorts,
-            bridge: Some("cbr0".into()),
-            mac: MacAddr([0x0a, 0x58, 10, 0, 0, 2]),
-            ips: vec!["10.0.0.2".parse().unwrap()],
-            undo: Default::default(),
-            pod: None,
-            port_mappings: Vec::new(),
-            masquerade_beyond: Vec::new(),
-            bandwidth: None,
-        }
-    }
-
-    #[test]
-    fn a_record_is_locked_by_its_writer_and_gone_after_removal() {
-        let dir = tempfile::tempdir().unwrap();
-        let records = Records::beside(&dir.path().join("agent.sock"));
-        let key = attachment("a").key;
-        assert!(records.open(&key, SOON).unwrap().is_none());
-        let record = records.create(&attachment("a")).unwrap();
-        assert!(matches!(
-            records.open(&key, SOON),
-            Err(RecordError::Busy { .. })
-        ));
-        assert!(record.is_unfinished());
-        record.finish().unwrap();
-        assert!(!record.is_unfinished());
-        drop(record);
-        let record = records.open(&key, SOON).unwrap().unwrap();
-        assert_eq!(record.attachment, Some(attachment("a")));
-        assert!(!record.is_unfinished());
-        record.remove().unwrap();
-        assert!(records.open(&key, SOON).unwrap().is_none());
-        assert_eq!(
-            fs::read_dir(dir.path().join("attachments"))
-                .unwrap()
-                .count(),
-            0
-        );
-    }
-
-    #[test]
-    fn a_killed_add_leaves_a_record_that_says_so() {
-        let dir = tempfile::tempdir().unwrap();
-        let records = Records::beside(&dir.path().join("agent.sock"));
-        drop(records.create(&attachment("a")).unwrap());
-        let record = records.open(&attachment("a").key, SOON).unwrap().unwrap();
-        assert!(record.is_unfinished());
-        assert_eq!(record.attachment, Some(attachment("a")));
-        record.remove().unwrap();
-        assert_eq!(
-            fs::read_dir(dir.path().join("attachments"))
-                .unwrap()
-                .count(),
-            0
-        );
-    }
-
-    #[test]
-    fn an_add_that_learns_more_replaces_its_record() {
-        let dir = tempfile::tempdir().unwrap();
-        let records = Records::beside(&dir.path().join("agent.sock"));
-        let first = records.create(&attachment("a")).unwrap();
-        let mut more = attachment("a");
-        more.ips.clear();
-        // Of one that was killed while it did the same.
-        let left = replacement(&records.path(&more.key));
-        fs::write(&left, "{\"net").unwrap();
-        let second = records.create(&more).unwrap();
-        drop(first);
-        assert!(matches!(
-            records.open(&more.key, Duration::ZERO),
-            Err(RecordError::Busy { .. })
-        ));
-        assert!(second.is_unfinished());
-        second.finish().unwrap();
-        drop(second);
-        let record = records.open(&more.key, SOON).unwrap().unwrap();
-        assert_eq!(record.attachment, Some(more));
-        assert_eq!(
-            fs::read_dir(dir.path().join("attachments"))
-                .unwrap()
-                .count(),
-            1
-        );
-    }
-
-    #[test]
-    fn a_request_that_waited_for_a_removal_finds_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let records = Records::beside(&dir.path().join("agent.sock"));
-        let record = records.create(&attachment("a")).unwrap();
-        std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| {
-                let found = records.open(&attachment("a").key, Duration::from_secs(20));
-                found.unwrap().is_none()
-            });
-            std::thread::sleep(SOON);
-            record.remove().unwrap();
-            assert!(waiter.join().unwrap());
-        });
-    }
-
-    #[test]
-    fn a_half_written_record_is_replaced_or_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let records = Records::beside(&dir.path().join("agent.sock"));
-        let folder = dir.path().join("attachments");
-        fs::create_dir(&folder).unwrap();
-        let key = attachment("a").key;
-        let left = folder.join(key.file_name()).with_extension("tmp");
-        fs::write(&left, "{\"net").unwrap();
-        assert!(records.open(&key, SOON).unwrap().is_none());
-        let record = records.create(&attachment("a")).unwrap();
-        record.finish().unwrap();
-        assert!(!left.exists());
-        // Not of this record, which is finished.
-        fs::write(&left, "{\"net").unwrap();
-        fs::write(left.with_extension("new.tmp"), "{\"net").unwrap();
-        assert!(!record.is_unfinished());
-        records.remove_temporary(&key);
-        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
-        assert_eq!(records.list().unwrap(), [attachment("a")]);
-    }
-
-    #[test]
-    fn damaged_records_do_not_hide_the_others() {
-        let dir = tempfile::tempdir().unwrap();
-        let records = Records::beside(&dir.path().join("agent.sock"));
-        for id in ["b", "a"] {
-            drop(records.create(&attachment(id)).unwrap());
-        }
-        let folder = dir.path().join("attachments");
-        fs::write(folder.join("torn.json"), "{\"net").unwrap();
-        fs::write(folder.join(attachment("c").key.file_name()), b"\xff\0").unwrap();
-        fs::write(folder.join("0123.tmp"), "").unwrap();
-        let ids: Vec<_> = records
-            .list()
-            .unwrap()
-            .into_iter()
-            .map(|a| a.key.container_id)
-            .collect();
-        assert_eq!(ids, ["a", "b"]);
-        assert_eq!(records.damaged().unwrap().len(), 2);
-        let damaged = records.open(&attachment("c").key, SOON).unwrap().unwrap();
-        assert_eq!(damaged.attachment, None);
-    }
-}
+mod tests;

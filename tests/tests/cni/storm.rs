@@ -212,3 +212,49 @@ fn replacing_the_plugin_by_rename_fails_no_request() -> Result<()> {
     assert_eq!(inspect::tables(&node.netns)?, Vec::<String>::new());
     assert_empty(&node)
 }
+
+/// cni.md 24: no runtime does it. Whatever it was, one of them has the attachment, whole, and
+/// the others are told so.
+#[test]
+fn of_adds_of_one_attachment_at_once_one_succeeds() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    let pods = [NetNs::create("one")?, NetNs::create("two")?];
+    for round in 0..10 {
+        let add = |pod| Call::new(&node, "ADD", "c1", pod).keys(containerd(&[(8080, 80, "udp")]));
+        let outcomes = thread::scope(|scope| {
+            let four = pods.iter().chain(&pods);
+            let threads: Vec<_> = four
+                .map(|pod| scope.spawn(move || Ok((pod, add(pod).run()?))))
+                .collect();
+            let joined = threads.into_iter().map(|thread| thread.join());
+            joined
+                .map(|outcome| outcome.map_err(|_| anyhow!("a request could not be made"))?)
+                .collect::<Result<Vec<_>>>()
+        })?;
+        let (told, refused): (Vec<_>, Vec<_>) =
+            outcomes.iter().partition(|(_, reply)| reply.code == 0);
+        for (_, reply) in &refused {
+            let error: Value = serde_json::from_str(&reply.stdout)?;
+            ensure!(
+                [11, 102].map(Value::from).contains(&error["code"]),
+                "{error}"
+            );
+            ensure!(error["details"].is_null(), "nothing is left: {error}");
+        }
+        let [(pod, reply)] = told.as_slice() else {
+            anyhow::bail!("round {round}: {outcomes:?}");
+        };
+        let result: Value = serde_json::from_str(&reply.stdout)?;
+        let mut keys = containerd(&[(8080, 80, "udp")]);
+        keys["prevResult"] = result.clone();
+        Call::new(&node, "CHECK", "c1", pod).keys(keys).silent()?;
+        ensure!(node.ports()?.len() == 1 && node.records()?.len() == 1);
+        let mut ips = inspect::result_ips(&result)?;
+        ips.sort();
+        assert_eq!(node.leases()?, ips);
+        Call::new(&node, "DEL", "c1", pod).silent()?;
+        assert_empty(&node)?;
+    }
+    Ok(())
+}

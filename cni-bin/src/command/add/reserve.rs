@@ -163,7 +163,11 @@ impl Plan<'_> {
         }
         let attachment = self.attachment(made, &addresses, pod);
         nat::check_families(&attachment)?;
-        made.record = Some(records.create(&attachment)?);
+        // The one without addresses, which was written before the plugin was asked.
+        made.record = Some(match &made.record {
+            Some(unaddressed) => unaddressed.replace(&attachment)?,
+            None => records.create(&attachment)?,
+        });
         let routes = self.routes(&answer.routes, &addresses)?;
         let dns = match &self.config.dns {
             dns if *dns == Dns::default() => answer.dns,
@@ -237,8 +241,9 @@ impl Plan<'_> {
         records: &Records,
         host: &Socket,
     ) -> Result<(), Error> {
-        let has_link = host.has(&key.host_ifname())?;
         let record = records.open(key, LOCK_TIMEOUT)?;
+        // Only now, behind another ADD that may just have made it.
+        let has_link = host.has(&key.host_ifname())?;
         if has_link && !record.as_ref().is_some_and(Record::is_unfinished) {
             let message = format!("attachment {key} exists already: DEL it first");
             return Err(Error::new(Code::Exists, message));
