@@ -159,7 +159,8 @@ pub fn free_dead_leases(
             // If the records cannot be read, it is.
             records.list().map_or(true, |all| {
                 all.iter().any(|attachment| {
-                    attachment.ips.contains(&lease.ip)
+                    attachment.key.network == network
+                        && attachment.ips.contains(&lease.ip)
                         && attachment.undo.boot.as_deref() == Some(boot)
                 })
             })

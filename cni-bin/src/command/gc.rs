@@ -24,27 +24,30 @@ pub fn gc(document: &Document, environment: &Environment) -> Result<(), Error> {
         environment,
         netns: None,
     };
+    let remove = |key: &AttachmentKey| match records.open(key, LOCK_TIMEOUT) {
+        Ok(record) => {
+            tear_down(&document.agent_socket, Some(configured), key, record).into_errors()
+        }
+        Err(error) => vec![error.into()],
+    };
     let mut errors = Vec::new();
     for attachment in records.list()? {
         let key = attachment.key;
-        if key.network != document.network || valid.contains(&entry(&key)) {
-            continue;
-        }
-        match records.open(&key, LOCK_TIMEOUT) {
-            Ok(record) => {
-                let done = tear_down(&document.agent_socket, Some(configured), &key, record);
-                errors.extend(done.into_errors());
-            }
-            Err(error) => errors.push(error.into()),
+        if key.network == document.network && !valid.contains(&entry(&key)) {
+            errors.extend(remove(&key));
         }
     }
-    let leases = match &document.ipam {
+    let remains = match &document.ipam {
         Ipam::InProcess => free_unlisted(document, &records, &valid),
         Ipam::Plugin(name) => Delegate::find(name, document, environment)
-            .and_then(|delegate| delegate.forward(Verb::Gc)),
-        Ipam::Nobody => Ok(()),
+            .and_then(|delegate| delegate.forward(Verb::Gc))
+            .map(|()| Vec::new()),
+        Ipam::Nobody => Ok(Vec::new()),
     };
-    errors.extend(leases.err());
+    match remains {
+        Ok(remains) => errors.extend(remains.iter().flat_map(remove)),
+        Err(error) => errors.push(error),
+    }
     Error::collect(errors)
 }
 
@@ -57,33 +60,48 @@ fn entry(key: &AttachmentKey) -> ValidAttachment {
 
 /// Leases without a record: of host-local, or of an ADD that was killed between
 /// the two. Damaged ones that no record accounts for are put aside, unless the record that
-/// might is damaged too and its pod runs.
+/// might is damaged too and its pod runs. Returns the attachments of which there is more than
+/// leases: their records are damaged.
 fn free_unlisted(
     document: &Document,
     records: &Records,
     valid: &BTreeSet<ValidAttachment>,
-) -> Result<(), Error> {
+) -> Result<Vec<AttachmentKey>, Error> {
     let store = Store::new(&document.data_dir, &document.network);
     let Some(locked) = store.lock_existing(LOCK_TIMEOUT)? else {
-        return Ok(());
+        return Ok(Vec::new());
     };
+    let mut remains = BTreeSet::new();
     // Read under the lock: an ADD that got its addresses before us has its record.
     let recorded = records.list()?;
     for lease in locked.leases()? {
-        if recorded
-            .iter()
-            .any(|attachment| attachment.ips.contains(&lease.ip))
-        {
+        if recorded.iter().any(|attachment| {
+            attachment.key.network == document.network && attachment.ips.contains(&lease.ip)
+        }) {
             continue;
         }
         match &lease.owner {
             Ok(holder) if is_listed(holder, valid) => {}
-            Ok(_) => locked.free(lease.ip)?,
+            Ok(holder) => match attachment_of(holder, &document.network) {
+                Some(key) if records.exists(&key) => {
+                    remains.insert(key);
+                }
+                _ => locked.free(lease.ip)?,
+            },
             Err(_) if has_unrecorded_pod(records) => {}
             Err(_) => locked.quarantine(lease.ip)?,
         }
     }
-    Ok(())
+    Ok(remains.into_iter().collect())
+}
+
+/// Whose lease it is; host-local's old ones do not say.
+fn attachment_of(holder: &Owner, network: &str) -> Option<AttachmentKey> {
+    Some(AttachmentKey {
+        network: network.to_owned(),
+        container_id: holder.container_id.clone(),
+        ifname: holder.ifname.clone()?,
+    })
 }
 
 /// Whether a lease of `holder` belongs to an attachment that GC must keep.

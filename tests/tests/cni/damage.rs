@@ -150,6 +150,34 @@ fn the_address_of_a_damaged_lease_and_record_is_not_given_out_while_a_pod_runs()
     Ok(())
 }
 
+/// cni.md 50, 59: its address must not be given out while its port is there.
+#[test]
+fn gc_removes_all_of_an_attachment_whose_record_is_damaged() -> Result<()> {
+    require_root!();
+    for how in DAMAGES {
+        let node = Node::new()?;
+        let (kept, lost) = (NetNs::create("kept")?, NetNs::create("lost")?);
+        let result = call(&node, "ADD", "kept", &kept).result()?;
+        damage(
+            &record_of(&node, &call(&node, "ADD", "lost", &lost).result()?)?,
+            how,
+        )?;
+        let listed = json!([{"containerID": "kept", "ifname": "eth0"}]);
+        let gc = keys_with(&json!({"cni.dev/valid-attachments": listed}));
+        Call::bare(&node, "GC").keys(gc).silent()?;
+        let left = (
+            node.ports()?.len(),
+            node.leases()?.len(),
+            node.records()?.len(),
+        );
+        assert_eq!(left, (1, 1, 1), "ports, leases, records");
+        check(&node, "kept", &kept, &result)?;
+        call(&node, "DEL", "kept", &kept).silent()?;
+        assert_empty(&node)?;
+    }
+    Ok(())
+}
+
 /// cni.md 50: a record. What DEL cannot read there it finds by the attachment's name.
 #[test]
 fn a_damaged_record_is_named_by_check_and_del_leaves_nothing() -> Result<()> {
