@@ -20,7 +20,9 @@ use crate::spec::{Code, Document, Environment, Error, Ipam, Verb};
 /// so: containerd would report it not ready, and its running pods would be evicted.
 pub fn status(document: &Document, environment: &Environment) -> Result<(), Error> {
     let config = document.config(&ExtraArgs::default())?;
-    if config.port.mode == Mode::L2 && !bridge_netfilter::is_available() {
+    // A bridge with VLANs does without.
+    let needs_netfilter = config.port.mode == Mode::L2 && config.port.vlans.is_none();
+    if needs_netfilter && !bridge_netfilter::is_available() {
         return Err(not_available(&BridgeError::NoBridgeNetfilter));
     }
     if let Some(error) = bridge_is_gone(document)? {

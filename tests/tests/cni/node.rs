@@ -136,6 +136,30 @@ fn five(node: &Node) -> Result<Vec<NetNs>> {
     Ok(pods)
 }
 
+/// cni.md 61: mode `l2` hands frames to the packet filter, unless there are VLANs.
+#[test]
+fn a_kernel_without_br_netfilter_is_code_50_where_that_is_needed() -> Result<()> {
+    require_root!();
+    let node = Node::new()?;
+    // The plugin sees an empty folder in its place.
+    let script = node.dir().join("without");
+    let plugin = tests::programs::plugin();
+    let text = format!(
+        "#!/bin/sh\nexec unshare --mount sh -c \
+         'mount -t tmpfs none /proc/sys/net/bridge && exec {}'\n",
+        plugin.display()
+    );
+    std::fs::write(&script, text)?;
+    command::run(Command::new("chmod").arg("+x").arg(&script))?;
+    let status = |keys| status(&node, keys).program(&script);
+    status(json!({})).silent()?;
+    let (code, text) = status(json!({"mode": "l2"})).error()?;
+    assert_eq!(code, 50, "{text}");
+    assert!(text.contains("br_netfilter"), "{text}");
+    status(json!({"mode": "l2", "vlan": 7})).silent()?;
+    Ok(())
+}
+
 fn listed(ids: &[&str]) -> Value {
     ids.iter()
         .map(|id| json!({"containerID": id, "ifname": "eth0"}))
