@@ -162,7 +162,7 @@ impl Environment {
         let bad = |key: &str, value: &str, what: &str| {
             environment(format!("CNI_ARGS: {key}: {value:?} is not {what}"))
         };
-        let ip = |text: &str| text.parse().map_err(|_| bad("IP", text, "an IP address"));
+        let ip = |text| requested_address(text).ok_or_else(|| bad("IP", text, "an IP address"));
         let mac = |text: &str| {
             text.parse()
                 .map_err(|_| bad("MAC", text, "an Ethernet address"))
@@ -233,6 +233,13 @@ fn is_true(text: &str) -> bool {
     text == "1" || text.eq_ignore_ascii_case("true")
 }
 
+/// An address that somebody asks for. A prefix length is allowed and means nothing, as in
+/// host-local.
+pub fn requested_address(text: &str) -> Option<IpAddr> {
+    let address = text.split_once('/').map_or(text, |(address, _)| address);
+    address.parse().ok()
+}
+
 /// The form of container IDs and network names: both become file names.
 pub fn is_identifier(text: &str) -> bool {
     let mut bytes = text.bytes();
@@ -250,6 +257,9 @@ pub fn bad_ifname(name: &str) -> Option<&'static str> {
         Some("must not be \".\" or \"..\"")
     } else if name.contains(|c: char| c == '/' || c == ':' || c == '\0' || c.is_whitespace()) {
         Some("must not hold '/', ':' or white space")
+    } else if name.contains('%') {
+        // "eth%d" is the first free one of eth0, eth1...
+        Some("must not hold '%', which makes it a pattern to the kernel")
     } else {
         None
     }

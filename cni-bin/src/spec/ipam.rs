@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use ipam::{Range, RangeSet, RangeSpec};
 use serde_json::Value;
 
-use super::args::ExtraArgs;
+use super::args::{ExtraArgs, requested_address};
 use super::error::Error;
 use super::json::Object;
 use super::options::{self, net};
@@ -153,7 +153,7 @@ fn routes(ipam: &Object<'_>) -> Result<Vec<Route>, Error> {
 }
 
 /// Requested addresses: of the runtime, the configuration and `CNI_ARGS`
-/// together, as in host-local. A prefix length is allowed and means nothing.
+/// together, as in host-local.
 fn requested(
     runtime: Option<&Object<'_>>,
     cni_args: Option<&Object<'_>>,
@@ -162,8 +162,7 @@ fn requested(
     let mut ips: Vec<IpAddr> = args.ip.into_iter().collect();
     for object in [runtime, cni_args].into_iter().flatten() {
         for text in object.texts("ips")? {
-            let address = text.split_once('/').map_or(text, |(address, _)| address);
-            let ip = address.parse().map_err(|_| {
+            let ip = requested_address(text).ok_or_else(|| {
                 Error::config(format!(
                     "{}: {text:?} is not an IP address",
                     object.path("ips")
