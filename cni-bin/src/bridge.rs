@@ -5,6 +5,7 @@
 //! sees the mark and the addresses has nothing to do, and it looks in the same
 //! send that creates its port.
 
+mod query;
 mod role;
 
 use std::net::IpAddr;
@@ -21,7 +22,7 @@ use nix::errno::Errno;
 
 use crate::link;
 use crate::netlink::observed::{Address, Link};
-use crate::netlink::{Answer, Answers, Batch, NetlinkError, Socket};
+use crate::netlink::{Batch, NetlinkError, Socket};
 use crate::sysctl::{self, SysctlError};
 
 pub use role::{Role, gateway_port, is_ours};
@@ -29,9 +30,6 @@ pub use role::{Role, gateway_port, is_ours};
 use role::{described, port_name};
 
 use crate::link::vlan::HAS_OPTION;
-
-/// Messages that [`Wanted::push_query`] adds to a batch.
-pub const QUERY_LENGTH: usize = 2;
 
 /// Why there is no usable bridge.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +112,8 @@ pub struct Plan {
     remove: Vec<IpNet>,
     add: Vec<IpNet>,
     up: bool,
+    /// Settings.
+    forward: bool,
     /// Settings, fixed Ethernet address and mark.
     adopt: bool,
 }
@@ -148,7 +148,7 @@ impl<'a> Wanted<'a> {
         let mut batch = Batch::default();
         self.push_query(&mut batch, index);
         let answers = socket.run(batch)?;
-        let plan = self.plan(&answers)?;
+        let plan = self.plan(socket, &answers)?;
         self.apply(socket, &plan)?;
         Ok(index)
     }
@@ -158,30 +158,10 @@ impl<'a> Wanted<'a> {
         let index = self.ensure(socket)?;
         let mut batch = Batch::default();
         self.push_query(&mut batch, index);
-        let plan = self.plan(&socket.run(batch)?)?;
+        let answers = socket.run(batch)?;
+        let plan = self.plan(socket, &answers)?;
         self.apply(socket, &plan)?;
         Ok(plan.link)
-    }
-
-    /// Adds the questions whose answers [`plan`](Self::plan) needs, as the first
-    /// messages of a batch.
-    pub fn push_query(&self, batch: &mut Batch, index: u32) {
-        link::push_link_query(batch, self.name, index);
-        link::push_address_query(batch, self.name, index);
-    }
-
-    /// What is missing.
-    pub fn plan(&self, answers: &Answers) -> Result<Plan, BridgeError> {
-        let found = answers.get(0);
-        found.done_or(Errno::ENODEV)?;
-        let link = found
-            .links()?
-            .into_iter()
-            .next()
-            .ok_or_else(|| self.gone())?;
-        let addresses: &Answer = answers.get(1);
-        addresses.done()?;
-        self.compare(link, &addresses.addresses()?)
     }
 
     fn compare(&self, link: Link, addresses: &[Address]) -> Result<Plan, BridgeError> {
@@ -239,6 +219,9 @@ impl<'a> Wanted<'a> {
             remove,
             add: self.gateways.iter().filter(missing).copied().collect(),
             up: !link.up,
+            // Somebody has turned it off: other software that sets all sysctls anew.
+            forward: self.has_ipv4() && link.forwards_ipv4 == Some(false)
+                || self.has_ipv6() && link.forwards_ipv6 == Some(false),
             adopt: link.alias.as_deref() != Some(mark) || lacks_setting,
             link,
         })
@@ -258,6 +241,8 @@ impl<'a> Wanted<'a> {
                 Role::Vlans if !plan.link.filters_vlans => self.filter_vlans(socket, index)?,
                 _ => {}
             }
+        }
+        if plan.adopt || plan.forward {
             self.settings()?;
         }
         self.remove_conflicts(socket, plan)?;
@@ -268,7 +253,9 @@ impl<'a> Wanted<'a> {
             let action = format!("fix the address of {}", self.name);
             batch.push(action, 0, &RouteNetlinkMessage::NewLink(link));
         }
-        let link_local = plan.link.mac.filter(|_| plan.adopt && self.has_ipv6());
+        // The one by which it asks for neighbours goes with the others when it is set down.
+        let lacks_ipv6 = plan.adopt || plan.up || plan.add.iter().any(|net| net.addr().is_ipv6());
+        let link_local = plan.link.mac.filter(|_| lacks_ipv6 && self.has_ipv6());
         let link_local = link_local.and_then(|mac| IpNet::new(mac.link_local().into(), 64).ok());
         for &net in plan.add.iter().chain(&link_local) {
             link::push_address(&mut batch, self.name, index, net);
@@ -424,8 +411,9 @@ impl<'a> Wanted<'a> {
 
     fn settings(&self) -> Result<(), BridgeError> {
         let name = self.name;
-        if self.gateways.iter().any(|net| net.addr().is_ipv4()) {
+        if self.has_ipv4() {
             sysctl::set("ipv4/ip_forward", "1")?;
+            sysctl::set(&format!("ipv4/conf/{name}/forwarding"), "1")?;
             // Pods must not be told of a shortcut to each other: it would pass by
             // the host's IP stack, or end at an isolated port. The kernel sends
             // redirects if either of the two is on.
@@ -435,6 +423,7 @@ impl<'a> Wanted<'a> {
         if self.has_ipv6() {
             sysctl::set(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
             sysctl::set("ipv6/conf/all/forwarding", "1")?;
+            sysctl::set(&format!("ipv6/conf/{name}/forwarding"), "1")?;
         }
         // No pod is a router for its node.
         sysctl::set_if_present(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
@@ -457,6 +446,10 @@ impl<'a> Wanted<'a> {
         MacAddr::of_pod(&ips)
     }
 
+    fn has_ipv4(&self) -> bool {
+        self.gateways.iter().any(|net| net.addr().is_ipv4())
+    }
+
     fn has_ipv6(&self) -> bool {
         self.gateways.iter().any(|net| net.addr().is_ipv6())
     }
@@ -471,7 +464,15 @@ impl<'a> Wanted<'a> {
 impl Plan {
     /// Whether nothing is missing.
     pub fn is_empty(&self) -> bool {
-        self.remove.is_empty() && self.add.is_empty() && !self.up && !self.adopt
+        let Self {
+            remove,
+            add,
+            up,
+            forward,
+            adopt,
+            link: _,
+        } = self;
+        remove.is_empty() && add.is_empty() && !up && !forward && !adopt
     }
 }
 

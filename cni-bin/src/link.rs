@@ -49,7 +49,10 @@ use crate::netns::Netns;
 use crate::spec::Vlans;
 use crate::spec::result::Route;
 
-pub use address::{push_address, push_address_query, push_address_removal, push_route_to_address};
+pub use address::{
+    push_address, push_address_query, push_address_removal, push_ipv4_query, push_ipv6_query,
+    push_route_to_address,
+};
 pub use chosen::chosen_index;
 
 /// Queues of each end. By default the kernel makes as many as the machine can have processors

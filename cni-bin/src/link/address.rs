@@ -4,11 +4,12 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::RouteNetlinkMessage;
+
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
 use netlink_packet_route::route::{RouteAttribute, RouteType};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::{family, push_route, route_message};
 use crate::netlink::Batch;
@@ -54,6 +55,25 @@ pub fn push_address_query(batch: &mut Batch, name: &str, index: u32) {
     address.header.index = index;
     let action = format!("list addresses of {name}");
     batch.push_dump(action, &RouteNetlinkMessage::GetAddress(address));
+}
+
+/// Asks for the IPv4 addresses of one link.
+pub fn push_ipv4_query(batch: &mut Batch, name: &str, index: u32) {
+    let mut address = AddressMessage::default();
+    address.header.family = AddressFamily::Inet;
+    address.header.index = index;
+    let action = format!("list IPv4 addresses of {name}");
+    batch.push_dump(action, &RouteNetlinkMessage::GetAddress(address));
+}
+
+/// Asks for an IPv6 address of a link, which is an error where the link does not have it.
+pub fn push_ipv6_query(batch: &mut Batch, name: &str, index: u32, ip: IpAddr) {
+    let mut address = AddressMessage::default();
+    address.header.family = AddressFamily::Inet6;
+    address.header.index = index;
+    address.attributes.push(AddressAttribute::Address(ip));
+    let action = format!("look for {ip} on {name}");
+    batch.push(action, 0, &RouteNetlinkMessage::GetAddress(address));
 }
 
 fn address_message(index: u32, net: IpNet) -> AddressMessage {

@@ -13,6 +13,12 @@ use super::{Answer, NetlinkError};
 /// `IF_OPER_UP` (`linux/if.h`), one byte in `IFLA_OPERSTATE`.
 const IF_OPER_UP: u8 = libc::IF_OPER_UP as u8;
 
+/// Settings of a link by protocol (`linux/if_link.h`), in attributes named after the families.
+const AF_INET: u16 = libc::AF_INET as u16;
+const AF_INET6: u16 = libc::AF_INET6 as u16;
+const IFLA_INET_CONF: u16 = 1;
+const IFLA_INET6_CONF: u16 = 2;
+
 /// Settings of a bridge (`linux/if_link.h`).
 const IFLA_BR_VLAN_FILTERING: u16 = 7;
 const IFLA_BR_NF_CALL_IPTABLES: u16 = 36;
@@ -50,6 +56,10 @@ pub struct Link {
     pub calls_netfilter: bool,
     /// Of a bridge: whether it keeps VLANs apart.
     pub filters_vlans: bool,
+    /// Whether IPv4 packets that come in by it are forwarded; `None`: it has no IPv4.
+    pub forwards_ipv4: Option<bool>,
+    /// As for IPv4.
+    pub forwards_ipv6: Option<bool>,
 }
 
 /// A VLAN of a bridge port (`struct bridge_vlan_info`).
@@ -139,11 +149,32 @@ fn link(body: &[u8]) -> Result<Link, NetlinkError> {
             libc::IFLA_MASTER => link.master = Some(u32_at(value, 0)?),
             libc::IFLA_OPERSTATE => link.operational = value == [IF_OPER_UP],
             libc::IFLA_LINKINFO => link_info(value, &mut link)?,
+            libc::IFLA_AF_SPEC => protocols(value, &mut link)?,
             libc::IFLA_IFALIAS => link.alias = Some(text(value)).filter(|alias| !alias.is_empty()),
             _ => {}
         }
     }
     Ok(link)
+}
+
+/// Of the settings that each protocol has for the link (`IFLA_INET_CONF`, `IFLA_INET6_CONF`)
+/// the first one, `forwarding`.
+fn protocols(spec: &[u8], link: &mut Link) -> Result<(), NetlinkError> {
+    for protocol in attributes(spec, 0)? {
+        let protocol = protocol?;
+        let (settings, forwards) = match protocol.kind() {
+            AF_INET => (IFLA_INET_CONF, &mut link.forwards_ipv4),
+            AF_INET6 => (IFLA_INET6_CONF, &mut link.forwards_ipv6),
+            _ => continue,
+        };
+        for attribute in attributes(protocol.value(), 0)? {
+            let attribute = attribute?;
+            if attribute.kind() == settings {
+                *forwards = Some(u32_at(attribute.value(), 0)? != 0);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The driver, and of a bridge its settings.

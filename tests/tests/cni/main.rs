@@ -3,6 +3,7 @@
 
 mod add;
 mod bandwidth;
+mod bridge;
 mod chaining;
 mod container;
 mod crash;

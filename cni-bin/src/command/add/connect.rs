@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 use super::made::Made;
 use super::{Endpoint, Plan};
-use crate::bridge::{self, QUERY_LENGTH, Role, Wanted};
+use crate::bridge::{Role, Wanted};
 use crate::carrier::Way;
 use crate::link::{self, BridgePort, HostEnd, PodEnd, RoutedEnd};
 use crate::netlink::observed::Link;
@@ -85,6 +85,7 @@ impl Plan<'_> {
         };
         let mut batch = Batch::default();
         wanted.push_query(&mut batch, index);
+        let create = batch.count();
         let attachment = &endpoint.attachment;
         // Limits and VLANs name their devices by index.
         let by_index = attachment.bandwidth.is_some() || vlans.is_some();
@@ -94,7 +95,10 @@ impl Plan<'_> {
         let visit = self.netns.enter(&self.home)?;
         let mut pod = Socket::open()?;
         let answers = host.run(batch)?;
-        let plan = self.check_bridge(made, &wanted, &answers)?;
+        // What the kernel has made is to be undone, whatever is wrong with the bridge.
+        made.link = answers.get(create).outcome.is_ok();
+        let plan = wanted.plan(host, &answers)?;
+        self.note_link(made, &answers, create)?;
         let pod_index = self.pod_index(&pod)?;
         self.pod_settings(endpoint)?;
         visit.leave();
@@ -281,38 +285,24 @@ impl Plan<'_> {
         Ok(way.wait(answers.iter().skip(changes), host)?)
     }
 
-    /// Reads the answers of the host's side, in order: what the bridge lacks, or
-    /// the first reason why there is no port.
-    fn check_bridge(
-        &self,
-        made: &mut Made<'_>,
-        wanted: &Wanted<'_>,
-        answers: &Answers,
-    ) -> Result<bridge::Plan, Error> {
-        made.link = answers.get(QUERY_LENGTH).outcome.is_ok();
-        let plan = wanted.plan(answers)?;
-        self.note_link(made, answers, QUERY_LENGTH)?;
-        Ok(plan)
-    }
-
     /// Notes whether message number `create` made the pair of links. An error unless
-    /// the kernel carried out all messages.
+    /// the kernel carried out that and all later ones.
     fn note_link(
         &self,
         made: &mut Made<'_>,
         answers: &Answers,
         create: usize,
     ) -> Result<(), Error> {
-        let create = answers.get(create);
-        made.link = create.outcome.is_ok();
-        match &create.outcome {
+        let outcome = &answers.get(create).outcome;
+        made.link = outcome.is_ok();
+        match outcome {
             // Its name on the host was free a moment ago: it is the other one.
             Err(refusal) if refusal.errno == Errno::EEXIST => {
                 let ifname = &self.target.ifname;
                 let message = format!("CNI_IFNAME: {ifname} exists already in {}", self.netns_path);
                 Err(Error::new(Code::Exists, message))
             }
-            _ => Ok(answers.all_done()?),
+            _ => Ok(answers.iter().skip(create).try_for_each(Answer::done)?),
         }
     }
 
