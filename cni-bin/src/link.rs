@@ -122,8 +122,10 @@ pub struct PodEnd<'a> {
     pub nets: &'a [IpNet],
     /// Gateways, each made reachable on the link.
     pub gateways: &'a BTreeSet<IpAddr>,
-    /// Their Ethernet address, where it is not to be asked for.
-    pub gateway_mac: Option<MacAddr>,
+    /// Gateways with their Ethernet address, where that is not to be asked for, or not yet.
+    pub neighbours: &'a [(IpAddr, MacAddr)],
+    /// How long it holds.
+    pub neighbour_state: NeighbourState,
     /// Routes.
     pub routes: &'a [Route],
     /// Whether the link is set up at all.
@@ -296,10 +298,10 @@ impl PodEnd<'_> {
             push_route_to_address(batch, self.index, ip);
         }
 
+        for &(ip, mac) in self.neighbours {
+            push_neighbour(batch, self.index, ip, mac, self.neighbour_state);
+        }
         for &gateway in self.gateways {
-            if let Some(mac) = self.gateway_mac {
-                push_neighbour(batch, self.index, gateway, mac, NeighbourState::Permanent);
-            }
             let mut route = route_message(IpNet::from(gateway), self.index);
             if gateway.is_ipv4() {
                 route.header.scope = RouteScope::Link;

@@ -147,3 +147,23 @@ fn an_address_is_asked_for_with_or_without_the_length_of_a_prefix() -> Result<()
     assert!(text.contains("10.88.0.0.1/24"), "{text}");
     assert_empty(&node)
 }
+
+/// cni.md 19: a bridge that is new does not hear yet who asks for its IPv6 address.
+#[test]
+fn a_pod_need_not_ask_where_the_gateway_is_over_ipv6() -> Result<()> {
+    require_root!();
+    for mode in ["routed-ports", "l2"] {
+        let node = Node::new()?;
+        let pod = NetNs::create("pod")?;
+        let call = |verb| Call::new(&node, verb, "c1", &pod).keys(json!({"mode": mode}));
+        call("ADD").result()?;
+        let bridge = node.netns.ip_json("link show cbr0")?[0].take();
+        let known = pod.ip_json("-6 neighbour show dev eth0")?;
+        let mut gateway = inspect::items(&known).filter(|one| one["dst"] == GATEWAYS[1]);
+        let found = gateway.next().context("an entry for the gateway")?;
+        assert_eq!(found["lladdr"], bridge["address"], "{mode}: {found}");
+        call("DEL").silent()?;
+        assert_empty(&node)?;
+    }
+    Ok(())
+}

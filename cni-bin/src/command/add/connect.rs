@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use dataplane::attachment::Mode;
+use dataplane::attachment::{MacAddr, Mode};
 use dataplane::bridge_netfilter;
 use ipnet::IpNet;
+use netlink_packet_route::neighbour::NeighbourState;
 use nix::errno::Errno;
 
 use super::made::Made;
@@ -103,7 +104,9 @@ impl Plan<'_> {
         self.pod_settings(endpoint)?;
         visit.leave();
         wanted.apply(host, &plan)?;
-        self.set_up_pod_end(host, &mut pod, pod_index, endpoint)?;
+        let carrier = gateway.as_ref().unwrap_or(&plan.link);
+        let mac = carrier.mac.filter(|_| self.config.port.is_gateway);
+        self.set_up_pod_end(host, &mut pod, pod_index, endpoint, mac)?;
         Ok(Links {
             bridge: Some(interface(wanted.name, &plan.link)),
             gateway: gateway.map(|link| interface(&link.name, &link)),
@@ -151,7 +154,8 @@ impl Plan<'_> {
         self.pod_settings(endpoint)?;
         visit.leave();
         self.host_settings(name, endpoint)?;
-        self.set_up_pod_end(host, &mut pod, pod_index, endpoint)
+        let mac = Some(link::host_mac(name));
+        self.set_up_pod_end(host, &mut pod, pod_index, endpoint, mac)
     }
 
     /// Adds the addresses and routes to a link that was made without.
@@ -161,7 +165,7 @@ impl Plan<'_> {
         self.pod_settings(endpoint)?;
         visit.leave();
         let index = self.pod_index(&pod)?;
-        self.set_up_pod_end(host, &mut pod, index, endpoint)
+        self.set_up_pod_end(host, &mut pod, index, endpoint, None)
     }
 
     fn bridge<'a>(&'a self, endpoint: &Endpoint) -> Wanted<'a> {
@@ -238,13 +242,15 @@ impl Plan<'_> {
         }
     }
 
-    /// Ends with the link carrying packets.
+    /// Ends with the link carrying packets. `mac` is the Ethernet address of the gateways,
+    /// where they are the node.
     fn set_up_pod_end(
         &self,
         host: &mut Socket,
         pod: &mut Socket,
         index: u32,
         endpoint: &Endpoint,
+        mac: Option<MacAddr>,
     ) -> Result<(), Error> {
         let attachment = &endpoint.attachment;
         let nets: Vec<IpNet> = endpoint
@@ -254,6 +260,16 @@ impl Plan<'_> {
             .collect();
         let gateways = gateways(endpoint);
         let mode = self.config.port.mode;
+        let is_routed = mode == Mode::Routed;
+        // A bridge hears the question for an IPv6 address that it has just got only when a
+        // work of the kernel's has joined the group that it is sent to, and who asks before
+        // asks again after a second. Other than of a routed veth it may get another.
+        let is_late = |ip: &&IpAddr| is_routed || ip.is_ipv6();
+        let neighbours: Vec<(IpAddr, MacAddr)> = gateways
+            .iter()
+            .filter(is_late)
+            .filter_map(|ip| Some((*ip, mac?)))
+            .collect();
         let end = PodEnd {
             index,
             name: &self.target.ifname,
@@ -264,7 +280,11 @@ impl Plan<'_> {
                 Mode::L2 => &BTreeSet::new(),
                 Mode::RoutedPorts | Mode::Routed => &gateways,
             },
-            gateway_mac: (mode == Mode::Routed).then(|| link::host_mac(&attachment.host_ifname)),
+            neighbours: &neighbours,
+            neighbour_state: match is_routed {
+                true => NeighbourState::Permanent,
+                false => NeighbourState::Reachable,
+            },
             routes: &endpoint.routes,
             up: !self.config.port.down,
         };
