@@ -128,6 +128,13 @@ pub enum TrafficDistribution {
     Unknown,
 }
 
+impl TrafficDistribution {
+    /// Whether it is absent.
+    pub const fn is_none(&self) -> bool {
+        matches!(self, Self::None)
+    }
+}
+
 /// Where a Service port sends: `targetPort`. Used only where endpoints are
 /// computed from the selector; EndpointSlices carry the number.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -186,7 +193,7 @@ pub struct Service {
     pub external_policy: TrafficPolicy,
     /// `trafficDistribution`. Used only where endpoints are computed from the selector;
     /// EndpointSlices carry hints.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "TrafficDistribution::is_none")]
     pub traffic_distribution: TrafficDistribution,
     /// `publishNotReadyAddresses`.
     pub publish_not_ready: bool,
