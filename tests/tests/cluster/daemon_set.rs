@@ -84,6 +84,22 @@ pub(crate) fn rolled_out(cluster: &Cluster, daemon_set: &str) -> Result<()> {
     Ok(())
 }
 
+/// Waits for the end of the agents of a DaemonSet that is deleted: its pods go after it, and
+/// until then they answer ADD.
+pub(crate) fn agents_gone(cluster: &Cluster) -> Result<()> {
+    cluster.kubectl(&[
+        "-n",
+        "kube-system",
+        "wait",
+        "--for=delete",
+        "pod",
+        "-l",
+        "app.kubernetes.io/name=trammel",
+        "--timeout=180s",
+    ])?;
+    Ok(())
+}
+
 /// What Trammel has on a node, by the words of other programs.
 pub(crate) fn traces(cluster: &Cluster, node: &str) -> Result<Vec<String>> {
     let mut found = Vec::new();

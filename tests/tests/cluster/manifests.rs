@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use tests::wait::eventually;
 
 use crate::cluster::{NODES, SOON, require_cluster};
-use crate::daemon_set::{Removed, apply_manifests, conf, drain, rolled_out, traces};
+use crate::daemon_set::{Removed, agents_gone, apply_manifests, conf, drain, rolled_out, traces};
 use crate::guarded::Guarded;
 use crate::load::{Load, answers, is_denied};
 use crate::objects::{deployment, pod};
@@ -68,6 +68,7 @@ fn the_manifests_take_over_are_upgraded_and_leave_nothing() -> Result<()> {
     answers(&friend.netns, cluster_ips[1])?;
     // Without an agent everything goes on as it was last.
     cluster.kubectl(&["delete", "-k", &conf(""), "--wait"])?;
+    agents_gone(&cluster)?;
     answers(&friend.netns, cluster_ips[1])?;
     allowed.stop()?.never_failed()?;
     denied.stop()?.never_answered()?;
